@@ -1,0 +1,17 @@
+"""Build the compiled parts; everything else about the project is in pyproject.toml."""
+
+from glob import glob
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+extensions = [
+    Extension(
+        path.removesuffix(".pyx").replace("/", "."),
+        [path],
+        extra_compile_args=["-O2", "-std=c11", "-Wall", "-Werror=implicit"],
+    )
+    for path in sorted(glob("kvmpv/**/*.pyx", recursive=True))
+]
+
+setup(ext_modules=cythonize(extensions, language_level=3, build_dir="build/cython"))
