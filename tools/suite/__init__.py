@@ -1,0 +1,1 @@
+"""The test suite: its tiers, where each runs, its budget and its report."""
