@@ -1,0 +1,29 @@
+"""/dev/kvm as typed objects: a library by itself, which knows no machine. See docs/kvm.md."""
+
+from __future__ import annotations
+
+from ._ioctl import kick_signal
+from .cpuid import CpuidEntry
+from .routing import IrqchipRoute, MsiRoute
+from .state import Regs, Segment, Sregs, Table
+from .stats import Stats
+from .system import System
+from .vcpu import Vcpu
+from .vm import Clock, MsrRange, Vm
+
+__all__ = [
+    "Clock",
+    "CpuidEntry",
+    "IrqchipRoute",
+    "MsiRoute",
+    "MsrRange",
+    "Regs",
+    "Segment",
+    "Sregs",
+    "Stats",
+    "System",
+    "Table",
+    "Vcpu",
+    "Vm",
+    "kick_signal",
+]

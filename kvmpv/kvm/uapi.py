@@ -1,0 +1,429 @@
+"""Mirror what this package uses of <linux/kvm.h> and <asm/kvm.h> for x86-64.
+
+``KVM_*`` names and values are the kernel's own. ``FORMAT_*`` are struct format strings of the
+kernel's records, ``SIZE_*`` their sizes. ``RUN_*`` are places in the run page: the digits at
+the end of a name say which view of the page they index (``page8``, ``page32``, ``page64``).
+tests/unit/kvm/test_uapi.py holds all of it against the C compiler.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+# ---- ioctls of /dev/kvm
+KVM_GET_API_VERSION: Final = 0x0000ae00
+KVM_CREATE_VM: Final = 0x0000ae01
+KVM_GET_MSR_INDEX_LIST: Final = 0xc004ae02
+KVM_CHECK_EXTENSION: Final = 0x0000ae03
+KVM_GET_VCPU_MMAP_SIZE: Final = 0x0000ae04
+KVM_GET_SUPPORTED_CPUID: Final = 0xc008ae05
+KVM_GET_MSR_FEATURE_INDEX_LIST: Final = 0xc004ae0a
+
+# ---- ioctls of a VM
+KVM_CREATE_VCPU: Final = 0x0000ae41
+KVM_GET_DIRTY_LOG: Final = 0x4010ae42
+KVM_CLEAR_DIRTY_LOG: Final = 0xc018aec0
+KVM_SET_USER_MEMORY_REGION: Final = 0x4020ae46
+KVM_SET_TSS_ADDR: Final = 0x0000ae47
+KVM_SET_IDENTITY_MAP_ADDR: Final = 0x4008ae48
+KVM_SET_BOOT_CPU_ID: Final = 0x0000ae78
+KVM_CREATE_IRQCHIP: Final = 0x0000ae60
+KVM_IRQ_LINE: Final = 0x4008ae61
+KVM_GET_IRQCHIP: Final = 0xc208ae62
+KVM_SET_IRQCHIP: Final = 0x8208ae63
+KVM_CREATE_PIT2: Final = 0x4040ae77
+KVM_GET_PIT2: Final = 0x8070ae9f
+KVM_SET_PIT2: Final = 0x4070aea0
+KVM_SET_GSI_ROUTING: Final = 0x4008ae6a
+KVM_SIGNAL_MSI: Final = 0x4020aea5
+KVM_IRQFD: Final = 0x4020ae76
+KVM_IOEVENTFD: Final = 0x4040ae79
+KVM_SET_CLOCK: Final = 0x4030ae7b
+KVM_GET_CLOCK: Final = 0x8030ae7c
+KVM_X86_SET_MSR_FILTER: Final = 0x4188aec6
+KVM_RESET_DIRTY_RINGS: Final = 0x0000aec7
+KVM_ENABLE_CAP: Final = 0x4068aea3
+
+# ---- ioctls of a vCPU
+KVM_RUN: Final = 0x0000ae80
+KVM_GET_REGS: Final = 0x8090ae81
+KVM_SET_REGS: Final = 0x4090ae82
+KVM_GET_SREGS: Final = 0x8138ae83
+KVM_SET_SREGS: Final = 0x4138ae84
+KVM_GET_FPU: Final = 0x81a0ae8c
+KVM_SET_FPU: Final = 0x41a0ae8d
+KVM_GET_XSAVE: Final = 0x9000aea4
+KVM_GET_XSAVE2: Final = 0x9000aecf
+KVM_SET_XSAVE: Final = 0x5000aea5
+KVM_GET_XCRS: Final = 0x8188aea6
+KVM_SET_XCRS: Final = 0x4188aea7
+KVM_GET_LAPIC: Final = 0x8400ae8e
+KVM_SET_LAPIC: Final = 0x4400ae8f
+KVM_GET_MSRS: Final = 0xc008ae88
+KVM_SET_MSRS: Final = 0x4008ae89
+KVM_SET_CPUID2: Final = 0x4008ae90
+KVM_GET_CPUID2: Final = 0xc008ae91
+KVM_GET_MP_STATE: Final = 0x8004ae98
+KVM_SET_MP_STATE: Final = 0x4004ae99
+KVM_GET_VCPU_EVENTS: Final = 0x8040ae9f
+KVM_SET_VCPU_EVENTS: Final = 0x4040aea0
+KVM_GET_DEBUGREGS: Final = 0x8080aea1
+KVM_SET_DEBUGREGS: Final = 0x4080aea2
+KVM_GET_TSC_KHZ: Final = 0x0000aea3
+KVM_SET_TSC_KHZ: Final = 0x0000aea2
+KVM_KVMCLOCK_CTRL: Final = 0x0000aead
+KVM_SET_GUEST_DEBUG: Final = 0x4048ae9b
+KVM_NMI: Final = 0x0000ae9a
+KVM_TRANSLATE: Final = 0xc018ae85
+KVM_INTERRUPT: Final = 0x4004ae86
+KVM_SET_SIGNAL_MASK: Final = 0x4004ae8b
+KVM_GET_STATS_FD: Final = 0x0000aece
+
+# ---- capabilities
+KVM_API_VERSION: Final = 12
+KVM_CAP_IRQCHIP: Final = 0
+KVM_CAP_HLT: Final = 1
+KVM_CAP_USER_MEMORY: Final = 3
+KVM_CAP_SET_TSS_ADDR: Final = 4
+KVM_CAP_EXT_CPUID: Final = 7
+KVM_CAP_CLOCKSOURCE: Final = 8
+KVM_CAP_NR_VCPUS: Final = 9
+KVM_CAP_NR_MEMSLOTS: Final = 10
+KVM_CAP_PIT: Final = 11
+KVM_CAP_MP_STATE: Final = 14
+KVM_CAP_COALESCED_MMIO: Final = 15
+KVM_CAP_SYNC_MMU: Final = 16
+KVM_CAP_USER_NMI: Final = 22
+KVM_CAP_SET_GUEST_DEBUG: Final = 23
+KVM_CAP_IRQ_ROUTING: Final = 25
+KVM_CAP_IRQFD: Final = 32
+KVM_CAP_PIT2: Final = 33
+KVM_CAP_SET_BOOT_CPU_ID: Final = 34
+KVM_CAP_PIT_STATE2: Final = 35
+KVM_CAP_IOEVENTFD: Final = 36
+KVM_CAP_SET_IDENTITY_MAP_ADDR: Final = 37
+KVM_CAP_XEN_HVM: Final = 38
+KVM_CAP_ADJUST_CLOCK: Final = 39
+KVM_CAP_INTERNAL_ERROR_DATA: Final = 40
+KVM_CAP_VCPU_EVENTS: Final = 41
+KVM_CAP_DEBUGREGS: Final = 50
+KVM_CAP_X86_ROBUST_SINGLESTEP: Final = 51
+KVM_CAP_ENABLE_CAP: Final = 54
+KVM_CAP_XSAVE: Final = 55
+KVM_CAP_XCRS: Final = 56
+KVM_CAP_ASYNC_PF: Final = 59
+KVM_CAP_TSC_CONTROL: Final = 60
+KVM_CAP_GET_TSC_KHZ: Final = 61
+KVM_CAP_MAX_VCPUS: Final = 66
+KVM_CAP_TSC_DEADLINE_TIMER: Final = 72
+KVM_CAP_SYNC_REGS: Final = 74
+KVM_CAP_KVMCLOCK_CTRL: Final = 76
+KVM_CAP_SIGNAL_MSI: Final = 77
+KVM_CAP_READONLY_MEM: Final = 81
+KVM_CAP_IRQFD_RESAMPLE: Final = 82
+KVM_CAP_ENABLE_CAP_VM: Final = 98
+KVM_CAP_IOEVENTFD_NO_LENGTH: Final = 100
+KVM_CAP_CHECK_EXTENSION_VM: Final = 105
+KVM_CAP_DISABLE_QUIRKS: Final = 116
+KVM_CAP_X86_SMM: Final = 117
+KVM_CAP_SPLIT_IRQCHIP: Final = 121
+KVM_CAP_IOEVENTFD_ANY_LENGTH: Final = 122
+KVM_CAP_MAX_VCPU_ID: Final = 128
+KVM_CAP_X2APIC_API: Final = 129
+KVM_CAP_IMMEDIATE_EXIT: Final = 136
+KVM_CAP_X86_DISABLE_EXITS: Final = 143
+KVM_CAP_GET_MSR_FEATURES: Final = 153
+KVM_CAP_NESTED_STATE: Final = 157
+KVM_CAP_EXCEPTION_PAYLOAD: Final = 164
+KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: Final = 168
+KVM_CAP_PMU_EVENT_FILTER: Final = 173
+KVM_CAP_HALT_POLL: Final = 182
+KVM_CAP_ASYNC_PF_INT: Final = 183
+KVM_CAP_STEAL_TIME: Final = 187
+KVM_CAP_X86_USER_SPACE_MSR: Final = 188
+KVM_CAP_X86_MSR_FILTER: Final = 189
+KVM_CAP_ENFORCE_PV_FEATURE_CPUID: Final = 190
+KVM_CAP_DIRTY_LOG_RING: Final = 192
+KVM_CAP_X86_BUS_LOCK_EXIT: Final = 193
+KVM_CAP_SET_GUEST_DEBUG2: Final = 195
+KVM_CAP_SREGS2: Final = 200
+KVM_CAP_EXIT_HYPERCALL: Final = 201
+KVM_CAP_BINARY_STATS_FD: Final = 203
+KVM_CAP_EXIT_ON_EMULATION_FAILURE: Final = 204
+KVM_CAP_VM_GPA_BITS: Final = 207
+KVM_CAP_XSAVE2: Final = 208
+KVM_CAP_PMU_CAPABILITY: Final = 212
+KVM_CAP_DISABLE_QUIRKS2: Final = 213
+KVM_CAP_VM_TSC_CONTROL: Final = 214
+KVM_CAP_SYSTEM_EVENT_DATA: Final = 215
+KVM_CAP_X86_TRIPLE_FAULT_EVENT: Final = 218
+KVM_CAP_X86_NOTIFY_VMEXIT: Final = 219
+KVM_CAP_DIRTY_LOG_RING_ACQ_REL: Final = 223
+
+# ---- flags
+KVM_MEM_LOG_DIRTY_PAGES: Final = 1
+KVM_MEM_READONLY: Final = 2
+KVM_IRQFD_FLAG_DEASSIGN: Final = 1
+KVM_IRQFD_FLAG_RESAMPLE: Final = 2
+KVM_IOEVENTFD_FLAG_DATAMATCH: Final = 1
+KVM_IOEVENTFD_FLAG_PIO: Final = 2
+KVM_IOEVENTFD_FLAG_DEASSIGN: Final = 4
+KVM_IRQ_ROUTING_IRQCHIP: Final = 1
+KVM_IRQ_ROUTING_MSI: Final = 2
+KVM_IRQCHIP_PIC_MASTER: Final = 0
+KVM_IRQCHIP_PIC_SLAVE: Final = 1
+KVM_IRQCHIP_IOAPIC: Final = 2
+KVM_MSR_FILTER_READ: Final = 1
+KVM_MSR_FILTER_WRITE: Final = 2
+KVM_MSR_FILTER_DEFAULT_ALLOW: Final = 0
+KVM_MSR_FILTER_DEFAULT_DENY: Final = 1
+KVM_MSR_FILTER_MAX_RANGES: Final = 0x10
+KVM_MSR_FILTER_MAX_BITMAP_SIZE: Final = 0x600
+KVM_MSR_EXIT_REASON_INVAL: Final = 1
+KVM_MSR_EXIT_REASON_UNKNOWN: Final = 2
+KVM_MSR_EXIT_REASON_FILTER: Final = 4
+KVM_CLOCK_TSC_STABLE: Final = 2
+KVM_CLOCK_REALTIME: Final = 4
+KVM_CLOCK_HOST_TSC: Final = 8
+KVM_CPUID_FLAG_SIGNIFCANT_INDEX: Final = 1
+KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE: Final = 1
+KVM_DIRTY_LOG_INITIALLY_SET: Final = 2
+KVM_X2APIC_API_USE_32BIT_IDS: Final = 1
+KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK: Final = 2
+KVM_X86_DISABLE_EXITS_MWAIT: Final = 1
+KVM_X86_DISABLE_EXITS_HLT: Final = 2
+KVM_X86_DISABLE_EXITS_PAUSE: Final = 4
+KVM_X86_DISABLE_EXITS_CSTATE: Final = 8
+KVM_MP_STATE_RUNNABLE: Final = 0
+KVM_MP_STATE_UNINITIALIZED: Final = 1
+KVM_MP_STATE_INIT_RECEIVED: Final = 2
+KVM_MP_STATE_HALTED: Final = 3
+KVM_MP_STATE_SIPI_RECEIVED: Final = 4
+KVM_GUESTDBG_ENABLE: Final = 1
+KVM_GUESTDBG_SINGLESTEP: Final = 2
+KVM_GUESTDBG_USE_SW_BP: Final = 0x10000
+KVM_GUESTDBG_USE_HW_BP: Final = 0x20000
+KVM_GUESTDBG_INJECT_DB: Final = 0x40000
+KVM_GUESTDBG_INJECT_BP: Final = 0x80000
+KVM_GUESTDBG_BLOCKIRQ: Final = 0x100000
+KVM_VCPUEVENT_VALID_NMI_PENDING: Final = 1
+KVM_VCPUEVENT_VALID_SIPI_VECTOR: Final = 2
+KVM_VCPUEVENT_VALID_SHADOW: Final = 4
+KVM_VCPUEVENT_VALID_SMM: Final = 8
+KVM_VCPUEVENT_VALID_PAYLOAD: Final = 0x10
+KVM_VCPUEVENT_VALID_TRIPLE_FAULT: Final = 0x20
+KVM_SYNC_X86_REGS: Final = 1
+KVM_SYNC_X86_SREGS: Final = 2
+KVM_SYNC_X86_EVENTS: Final = 4
+KVM_RUN_X86_SMM: Final = 1
+KVM_RUN_X86_BUS_LOCK: Final = 2
+
+# ---- exits
+KVM_EXIT_UNKNOWN: Final = 0
+KVM_EXIT_EXCEPTION: Final = 1
+KVM_EXIT_IO: Final = 2
+KVM_EXIT_HYPERCALL: Final = 3
+KVM_EXIT_DEBUG: Final = 4
+KVM_EXIT_HLT: Final = 5
+KVM_EXIT_MMIO: Final = 6
+KVM_EXIT_IRQ_WINDOW_OPEN: Final = 7
+KVM_EXIT_SHUTDOWN: Final = 8
+KVM_EXIT_FAIL_ENTRY: Final = 9
+KVM_EXIT_INTR: Final = 10
+KVM_EXIT_SET_TPR: Final = 11
+KVM_EXIT_TPR_ACCESS: Final = 12
+KVM_EXIT_NMI: Final = 16
+KVM_EXIT_INTERNAL_ERROR: Final = 17
+KVM_EXIT_WATCHDOG: Final = 21
+KVM_EXIT_SYSTEM_EVENT: Final = 24
+KVM_EXIT_IOAPIC_EOI: Final = 26
+KVM_EXIT_HYPERV: Final = 27
+KVM_EXIT_X86_RDMSR: Final = 29
+KVM_EXIT_X86_WRMSR: Final = 30
+KVM_EXIT_DIRTY_RING_FULL: Final = 31
+KVM_EXIT_AP_RESET_HOLD: Final = 32
+KVM_EXIT_X86_BUS_LOCK: Final = 33
+KVM_EXIT_XEN: Final = 34
+KVM_EXIT_NOTIFY: Final = 37
+KVM_EXIT_IO_IN: Final = 0
+KVM_EXIT_IO_OUT: Final = 1
+KVM_INTERNAL_ERROR_EMULATION: Final = 1
+KVM_INTERNAL_ERROR_SIMUL_EX: Final = 2
+KVM_INTERNAL_ERROR_DELIVERY_EV: Final = 3
+KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON: Final = 4
+KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES: Final = 1
+KVM_SYSTEM_EVENT_SHUTDOWN: Final = 1
+KVM_SYSTEM_EVENT_RESET: Final = 2
+KVM_SYSTEM_EVENT_CRASH: Final = 3
+KVM_SYSTEM_EVENT_WAKEUP: Final = 4
+KVM_SYSTEM_EVENT_SUSPEND: Final = 5
+KVM_SYSTEM_EVENT_SEV_TERM: Final = 6
+
+# ---- statistics
+KVM_STATS_TYPE_MASK: Final = 0xf
+KVM_STATS_TYPE_CUMULATIVE: Final = 0
+KVM_STATS_TYPE_INSTANT: Final = 1
+KVM_STATS_TYPE_PEAK: Final = 2
+KVM_STATS_TYPE_LINEAR_HIST: Final = 3
+KVM_STATS_TYPE_LOG_HIST: Final = 4
+KVM_STATS_UNIT_MASK: Final = 0xf0
+KVM_STATS_UNIT_NONE: Final = 0
+KVM_STATS_UNIT_BYTES: Final = 0x10
+KVM_STATS_UNIT_SECONDS: Final = 0x20
+KVM_STATS_UNIT_CYCLES: Final = 0x30
+KVM_STATS_UNIT_BOOLEAN: Final = 0x40
+KVM_STATS_BASE_MASK: Final = 0xf00
+KVM_STATS_BASE_POW10: Final = 0
+KVM_STATS_BASE_POW2: Final = 0x100
+KVM_STATS_UNIT_SHIFT: Final = 4
+KVM_STATS_BASE_SHIFT: Final = 8
+
+# ---- records: struct formats, in the order of the header's fields, and sizes
+FORMAT_USERSPACE_MEMORY_REGION: Final = "<IIQQQ"  # slot flags guest_phys_addr size userspace_addr
+FORMAT_REGS: Final = "<18Q"  # rax rbx rcx rdx rsi rdi rsp rbp r8..r15 rip rflags
+FORMAT_SEGMENT: Final = "<QIH9Bx"  # base limit selector type present dpl db s l g avl unusable
+FORMAT_DTABLE: Final = "<QH6x"  # base limit
+FORMAT_FPU: Final = "<128sHHBxHQQ256sI4x"  # fpr fcw fsw ftwx last_opcode last_ip last_dp xmm mxcsr
+FORMAT_MSR_ENTRY: Final = "<I4xQ"  # index data
+FORMAT_MSRS: Final = "<I4x"  # nmsrs, then entries
+FORMAT_MSR_LIST: Final = "<I"  # nmsrs, then indices
+FORMAT_MSR_FILTER_RANGE: Final = "<IIIxxxxQ"  # flags nmsrs base bitmap
+FORMAT_CPUID2: Final = "<I4x"  # nent, then entries
+FORMAT_CPUID_ENTRY2: Final = "<7I12x"  # function index flags eax ebx ecx edx
+FORMAT_ENABLE_CAP: Final = "<II4Q64x"  # cap flags args
+FORMAT_MSI: Final = "<5I12x"  # address_lo address_hi data flags devid
+FORMAT_IRQFD: Final = "<iIIi16x"  # fd gsi flags resamplefd
+FORMAT_IOEVENTFD: Final = "<QQIiI36x"  # datamatch addr len fd flags
+FORMAT_IRQ_ROUTING: Final = "<II"  # nr flags, then entries
+FORMAT_IRQ_ROUTING_ENTRY_IRQCHIP: Final = "<IIIxxxxII24x"  # gsi type flags irqchip pin
+FORMAT_IRQ_ROUTING_ENTRY_MSI: Final = "<IIIxxxxIII20x"  # gsi type flags address_lo _hi data
+FORMAT_IRQ_LEVEL: Final = "<II"  # irq level
+FORMAT_PIT_CONFIG: Final = "<I60x"  # flags
+FORMAT_CLOCK_DATA: Final = "<QIxxxxQQ16x"  # clock flags realtime host_tsc
+FORMAT_DIRTY_LOG: Final = "<IxxxxQ"  # slot bitmap's address
+FORMAT_CLEAR_DIRTY_LOG: Final = "<IIQQ"  # slot num_pages first_page bitmap's address
+FORMAT_MP_STATE: Final = "<I"
+FORMAT_TRANSLATION: Final = "<QQBBB5x"  # linear_address physical_address valid writeable usermode
+FORMAT_GUEST_DEBUG: Final = "<IxxxxQQQQQQQQ"  # control debugreg[8]
+FORMAT_DEBUGREGS: Final = "<4Q3Q72x"  # db[4] dr6 dr7 flags
+FORMAT_XCRS: Final = "<II"  # nr_xcrs flags, then 16 of FORMAT_XCR, then padding
+FORMAT_XCR: Final = "<I4xQ"  # xcr value
+FORMAT_VCPU_EVENTS: Final = "<4BI4B3BxII4BB26xBQ"
+FORMAT_SIGNAL_MASK: Final = "<IQ"  # len sigset
+FORMAT_INTERRUPT: Final = "<I"
+FORMAT_STATS_HEADER: Final = "<6I"  # flags name_size num_desc id_ desc_ data_offset
+FORMAT_STATS_DESC: Final = "<IhHII"  # flags exponent size offset bucket_size, then the name
+
+SIZE_REGS: Final = 144
+SIZE_SREGS: Final = 312
+SIZE_FPU: Final = 416
+SIZE_XSAVE: Final = 4096
+SIZE_XCRS: Final = 392
+SIZE_LAPIC: Final = 1024
+SIZE_MP_STATE: Final = 4
+SIZE_VCPU_EVENTS: Final = 64
+SIZE_DEBUGREGS: Final = 128
+SIZE_CLOCK_DATA: Final = 48
+SIZE_MSR_ENTRY: Final = 16
+SIZE_CPUID_ENTRY2: Final = 40
+SIZE_IRQ_ROUTING_ENTRY: Final = 48
+SIZE_MSR_FILTER: Final = 392
+SIZE_IRQCHIP: Final = 520
+SIZE_PIT_STATE2: Final = 112
+SIZE_STATS_HEADER: Final = 24
+SIZE_STATS_DESC: Final = 20
+
+# ---- the run page: what user space sets before KVM_RUN
+RUN_REQUEST_INTERRUPT_WINDOW8: Final = 0
+RUN_IMMEDIATE_EXIT8: Final = 1
+RUN_CR8_64: Final = 2
+RUN_APIC_BASE64: Final = 3
+RUN_VALID_REGS64: Final = 36
+RUN_DIRTY_REGS64: Final = 37
+
+# ---- the run page: what an exit says
+RUN_EXIT_REASON32: Final = 2
+RUN_READY_FOR_INTERRUPT8: Final = 12
+RUN_IF_FLAG8: Final = 13
+RUN_UNION: Final = 32  # byte offset of what depends on the exit's reason
+RUN_UNION64: Final = 4
+
+RUN_HW_REASON64: Final = 4  # KVM_EXIT_UNKNOWN
+RUN_FAIL_ENTRY_REASON64: Final = 4
+RUN_FAIL_ENTRY_CPU32: Final = 10
+RUN_EX_EXCEPTION32: Final = 8
+RUN_EX_ERROR_CODE32: Final = 9
+# One 64-bit word holds all of a port exit but where its data is; see port_word().
+RUN_IO_WORD64: Final = 4
+RUN_IO_DIRECTION8: Final = 32
+RUN_IO_SIZE8: Final = 33
+RUN_IO_PORT8: Final = 34  # two bytes, little-endian
+RUN_IO_COUNT32: Final = 9
+RUN_IO_DATA_OFFSET64: Final = 5
+RUN_DEBUG_EXCEPTION32: Final = 8
+RUN_DEBUG_PC64: Final = 5
+RUN_DEBUG_DR6_64: Final = 6
+RUN_DEBUG_DR7_64: Final = 7
+RUN_MMIO_ADDRESS64: Final = 4
+RUN_MMIO_DATA64: Final = 5
+RUN_MMIO_DATA8: Final = 40
+RUN_MMIO_LENGTH32: Final = 12
+RUN_MMIO_IS_WRITE8: Final = 52
+RUN_HYPERCALL_NR64: Final = 4
+RUN_HYPERCALL_ARGS64: Final = 5
+RUN_HYPERCALL_RET64: Final = 11
+RUN_HYPERCALL_LONGMODE32: Final = 24
+RUN_INTERNAL_SUBERROR32: Final = 8
+RUN_INTERNAL_NDATA32: Final = 9
+RUN_INTERNAL_DATA64: Final = 5
+RUN_EMULATION_FLAGS64: Final = 5
+RUN_EMULATION_INSN_SIZE8: Final = 48
+RUN_EMULATION_INSN_BYTES8: Final = 49
+RUN_SYSTEM_EVENT_TYPE32: Final = 8
+RUN_SYSTEM_EVENT_NDATA32: Final = 9
+RUN_SYSTEM_EVENT_DATA64: Final = 5
+RUN_EOI_VECTOR8: Final = 32
+RUN_MSR_ERROR8: Final = 32
+RUN_MSR_REASON32: Final = 10
+RUN_MSR_INDEX32: Final = 11
+RUN_MSR_DATA64: Final = 6
+RUN_NOTIFY_FLAGS32: Final = 8
+
+# ---- the run page: the registers that Vcpu.sync() keeps there (struct kvm_sync_regs)
+RUN_REGS: Final = 304  # byte offset of kvm_regs
+RUN_SREGS: Final = 448  # byte offset of kvm_sregs
+RUN_EVENTS: Final = 760  # byte offset of kvm_vcpu_events
+RUN_RAX64: Final = 38
+RUN_RBX64: Final = 39
+RUN_RCX64: Final = 40
+RUN_RDX64: Final = 41
+RUN_RSI64: Final = 42
+RUN_RDI64: Final = 43
+RUN_RSP64: Final = 44
+RUN_RBP64: Final = 45
+RUN_R8_64: Final = 46
+RUN_R9_64: Final = 47
+RUN_R10_64: Final = 48
+RUN_R11_64: Final = 49
+RUN_R12_64: Final = 50
+RUN_R13_64: Final = 51
+RUN_R14_64: Final = 52
+RUN_R15_64: Final = 53
+RUN_RIP64: Final = 54
+RUN_RFLAGS64: Final = 55
+RUN_CS_BASE64: Final = 56
+RUN_CS_L8: Final = 467
+RUN_CS_DB8: Final = 465
+RUN_SS_DPL8: Final = 584
+RUN_CR0_64: Final = 84
+RUN_CR2_64: Final = 85
+RUN_CR3_64: Final = 86
+RUN_CR4_64: Final = 87
+RUN_EFER64: Final = 89
+
+
+def port_word(port: int, size: int, direction: int = KVM_EXIT_IO_OUT, count: int = 1) -> int:
+    """Return what ``page64[RUN_IO_WORD64]`` is after an exit for just this access."""
+    return direction | size << 8 | port << 16 | count << 32
