@@ -1,0 +1,105 @@
+/* Calls that are none: unknown numbers, wrong widths and directions, the wrong mode. */
+#include "guest.h"
+
+#define SENTINEL	0x1234567800000043ul	/* YIELD in the low byte: must not be taken for it */
+
+static void check_numbers(void)
+{
+	static const u64 unknown[] = {
+		0x02, 0x0f, 0x16, 0x24, 0x32, 0x44, 0x52, 0x60, 0x70, 0x80, 0xff, 0x100,
+		0x10000, 0x7fffffff, 0x80000000, 0xffffffff, 1ul << 32, ~0ul, SENTINEL,
+	};
+	u32 i;
+
+	for (i = 0; i < sizeof(unknown) / sizeof(unknown[0]); i++)
+		check("unknown-number", hypercall(unknown[i], 0, 0, 0), -KVMPV_ENOSYS);
+}
+
+#define OUT(name, instruction)							\
+static u64 name(void)								\
+{										\
+	static const u32 data[4] = { KVMPV_HC_YIELD, 1, 2, 3 };			\
+	u64 result = KVMPV_HC_YIELD, source = address_of(data), count = 4;	\
+										\
+	__asm__ volatile("cld; " instruction					\
+			 : "+a"(result), "+S"(source), "+c"(count)		\
+			 : "d"(gate_port) : "memory");				\
+	return result;								\
+}
+
+#define IN(name, instruction)							\
+static u64 name(void)								\
+{										\
+	static u32 data[4];							\
+	u64 result = 0, target = address_of(data), count = 4;			\
+										\
+	__asm__ volatile("cld; " instruction					\
+			 : "+a"(result), "+D"(target), "+c"(count)		\
+			 : "d"(gate_port) : "memory");				\
+	return result;								\
+}
+
+OUT(out8, "outb %%al, %%dx")
+OUT(out16, "outw %%ax, %%dx")
+OUT(outs8, "outsb")
+OUT(outs32, "outsl")
+OUT(rep_outs32, "rep outsl")
+IN(in8, "inb %%dx, %%al")
+IN(in16, "inw %%dx, %%ax")
+IN(in32, "inl %%dx, %%eax")
+IN(ins32, "insl")
+IN(rep_ins32, "rep insl")
+
+/* An in gives no more than the bits that it reads; the string kinds leave RAX alone. */
+void command_badcalls(void)
+{
+	check_numbers();
+	check("out8", (long)out8(), -KVMPV_ENOSYS);
+	check("out16", (long)out16(), -KVMPV_ENOSYS);
+	check("outs8", (long)outs8(), -KVMPV_ENOSYS);
+	check("outs32", (long)outs32(), -KVMPV_ENOSYS);
+	check("rep-outs32", (long)rep_outs32(), -KVMPV_ENOSYS);
+	check("in8", (long)in8(), (u8)-KVMPV_ENOSYS);
+	check("in16", (long)in16(), (u16)-KVMPV_ENOSYS);
+	check("in32", (long)in32(), (u32)-KVMPV_ENOSYS);
+	ins32();
+	rep_ins32();
+	check("after-ins", hypercall(KVMPV_HC_YIELD, 0, 0, 0), 0);
+}
+
+/* Every register but RAX, and the flags, come back as they went. */
+void command_preserved(void)
+{
+	u64 before[16], after[16];
+	u64 i, changed = 0;
+
+	for (i = 0; i < 16; i++)
+		before[i] = 0xa5a5000000000000 + i * 0x0101010101;
+	before[0] = KVMPV_HC_VERSION;
+	before[3] = 0xfedcba9876540000 | gate_port;
+	before[15] = 0xcd7;		/* all status flags and DF */
+	copy(after, before, sizeof(after));
+	call_with(after);
+	__asm__ volatile("cld");
+	check("call-with", (long)after[0], KVMPV_VERSION_MAJOR << 16 | KVMPV_VERSION_MINOR);
+	for (i = 1; i < 16; i++)
+		changed |= (u64)(before[i] != after[i]) << i;
+	check("preserved", (long)changed, 0);
+}
+
+void command_usermode(void)
+{
+	check("cpl3", at_cpl3(user_out32, KVMPV_HC_YIELD), -KVMPV_EPERM);
+	check("cpl3-unknown", at_cpl3(user_out32, 0x999), -KVMPV_EPERM);
+}
+
+void command_compat(void)
+{
+	check("compat", (int)compat_out32(KVMPV_HC_YIELD), -KVMPV_EPERM);
+}
+
+void command_userspin(void)
+{
+	say("spinning at CPL 3");
+	at_cpl3(user_spin, 0);
+}
