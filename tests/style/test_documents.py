@@ -1,0 +1,72 @@
+"""What the documents point at is there."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING
+
+from tests.style import tree
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LINK = re.compile(r"(?<!!)\[[^\]\[]*\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+SCRIPT = re.compile(r"(?<![\w/.-])((?:scripts|\.ci)/[\w-]+)")
+# Code spans that look like a path of the tree.
+FOLDERS = "kvmpv|docs|tests|tools|firmware|guest-patches|examples|scripts"
+SPAN = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
+
+
+def documents() -> list[Path]:
+    """List every Markdown file of the tree."""
+    return [path for path in tree.files() if path.suffix == ".md"]
+
+
+def headings(path: Path) -> set[str]:
+    """Give the anchors of a document's headings."""
+    text = FENCE.sub("", path.read_text())
+    titles = re.findall(r"^#+ +(.+?) *#*$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def dead(path: Path, target: str) -> bool:
+    """Tell whether a link from a document leads nowhere; the web is not asked."""
+    if "://" in target or target.startswith("mailto:"):
+        return False
+    place, _, anchor = target.partition("#")
+    file = (path.parent / place) if place else path
+    if not file.exists():
+        return True
+    return bool(anchor) and file.suffix == ".md" and anchor not in headings(file)
+
+
+def test_links_resolve() -> None:
+    found = [
+        f"{tree.name(path)}: {target}"
+        for path in documents()
+        for target in LINK.findall(FENCE.sub("", path.read_text()))
+        if dead(path, target)
+    ]
+    assert found == []
+
+
+def test_named_scripts_exist() -> None:
+    missing = {
+        f"{tree.name(path)}: {script}"
+        for path in documents()
+        for script in SCRIPT.findall(path.read_text())
+        if not os.access(tree.ROOT / script, os.X_OK)
+    }
+    assert missing == set()
+
+
+def test_named_files_exist() -> None:
+    missing = {
+        f"{tree.name(path)}: {span}"
+        for path in documents()
+        for span in SPAN.findall(path.read_text())
+        if not (tree.ROOT / span).exists()
+    }
+    assert missing == set()

@@ -1,0 +1,128 @@
+"""Run the tiers, on this host and in the dev box, and pass on what they print."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tools.place import BUILD, CHECKOUT
+from tools.suite.results import Results, Splitter
+
+PYTHON = str(BUILD / "venv" / "bin" / "python")
+DEVBOX = str(CHECKOUT / "scripts" / "devbox")
+KVM = Path("/dev/kvm")
+LOST = 126  # kvmpv.errors.LostBox.exit_status, which scripts/devbox ends with
+MAX_RETRIES = 2
+NO_TESTS = 5
+
+CHECKS = {
+    "ruff": [PYTHON, "-m", "ruff", "check", "--quiet"],
+    "mypy": [PYTHON, "-m", "mypy", "--strict", "--no-error-summary"],
+}
+
+
+@dataclass
+class Run:
+    """Hold one run of the suite: what was found where, and what went wrong around it."""
+
+    results: list[Results] = field(default_factory=list)
+    troubles: list[str] = field(default_factory=list)
+    fixed: dict[str, float] = field(default_factory=dict)
+    retries: int = 0
+
+
+def check(run: Run) -> None:
+    """Lint and check types; each tool counts as one test."""
+    results = Results("check")
+    run.results.append(results)
+    for name, argv in CHECKS.items():
+        _title(name)
+        start = time.monotonic()
+        status = subprocess.run(argv, cwd=CHECKOUT, check=False).returncode
+        took = run.fixed[name] = time.monotonic() - start
+        results.add(name, "passed" if status == 0 else "failed", took)
+
+
+def host(run: Run, more: list[str], paths: list[str]) -> None:
+    """Run tests here. Those that need /dev/kvm stay out where there is none."""
+    if not KVM.exists() and "tests/kvm" in paths:
+        paths.remove("tests/kvm")
+        _title("no /dev/kvm on this host: tests/kvm runs in the dev box only")
+    if paths:
+        results = Results("host")
+        run.results.append(results)
+        _title(f"on this host: {' '.join(paths)}")
+        status = _pytest([], [*paths, *more], results)
+        _judge(run, results, status)
+
+
+def box(run: Run, more: list[str], paths: list[str]) -> None:
+    """Run tests in the dev box, all in one process; a lost box is replaced by a fresh one.
+
+    Tests that had ended when a box was lost keep their verdict; the others run again.
+    """
+    results = Results("box")
+    run.results.append(results)
+    if not _box_up(run):
+        return
+    while True:
+        done = [f"--deselect={test}" for test in results.verdicts]
+        _title(f"in the dev box: {' '.join(paths)}")
+        prefix = [DEVBOX, "run", "--"]
+        status = _pytest(prefix, [*paths, *done, *more], results, inside="KVMPV_BOX=1")
+        if status != LOST:
+            _judge(run, results, status)
+            return
+        place = f"in {results.running}" if results.running else "between tests"
+        if run.retries == MAX_RETRIES:
+            run.troubles.append(f"lost box: {place}, after {run.retries} retries")
+            return
+        run.retries += 1
+        _title(f"lost box: {place}; going on in a fresh one")
+
+
+def _box_up(run: Run) -> bool:
+    """Start the box; that it does not come up is a failure of the run, not of a test."""
+    _title("dev box: up")
+    start = time.monotonic()
+    status = subprocess.run([DEVBOX, "up"], stdin=subprocess.DEVNULL, check=False).returncode
+    run.fixed["box-start"] = time.monotonic() - start
+    if status != 0:
+        run.troubles.append(f"the dev box did not come up (scripts/devbox up: status {status})")
+    return status == 0
+
+
+def _judge(run: Run, results: Results, status: int) -> None:
+    """Tell a run of pytest that broke off, or found nothing, from one that ended."""
+    if status in (0, 1) or (status == NO_TESTS and results.verdicts):
+        return
+    where = f" in {results.running}" if results.running else ""
+    run.troubles.append(f"pytest on the {results.place} ended with status {status}{where}")
+
+
+def _pytest(prefix: list[str], args: list[str], results: Results, inside: str = "") -> int:
+    path = f"PATH={BUILD}/bin:{BUILD}/venv/bin:{os.environ.get('PATH', os.defpath)}"
+    environment = ["env", path, *([inside] if inside else [])]
+    pytest = [PYTHON, "-m", "pytest", "-q", "-p", "tools.suite.stream", *args]
+    splitter = Splitter(results)
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
+    argv = [*prefix, *environment, *pytest]
+    with subprocess.Popen(argv, cwd=CHECKOUT, stdin=null, stdout=pipe) as child:
+        assert child.stdout is not None
+        while data := os.read(child.stdout.fileno(), 1 << 16):
+            sys.stdout.buffer.write(splitter.feed(data))
+            sys.stdout.flush()
+    return child.returncode
+
+
+def paths(folders: tuple[str, ...]) -> list[str]:
+    """Name those test folders that exist."""
+    return [f"tests/{name}" for name in folders if (CHECKOUT / "tests" / name).is_dir()]
+
+
+def _title(text: str) -> None:
+    print(f"== {text}", flush=True)
