@@ -1,6 +1,7 @@
 /* Calls that are none: unknown numbers, wrong widths and directions, the wrong mode. */
 #include "guest.h"
 
+#define GENERAL_PROTECTION	13
 #define SENTINEL	0x1234567800000043ul	/* YIELD in the low byte: must not be taken for it */
 
 static void check_numbers(void)
@@ -50,18 +51,22 @@ IN(in32, "inl %%dx, %%eax")
 IN(ins32, "insl")
 IN(rep_ins32, "rep insl")
 
-/* An in gives no more than the bits that it reads; the string kinds leave RAX alone. */
+/*
+ * An in gives no more than the bits that it reads. KVM shows a VMM each item
+ * of 32-bit string output as if it were an out: it may pass for a call.
+ */
 void command_badcalls(void)
 {
 	check_numbers();
 	check("out8", (long)out8(), -KVMPV_ENOSYS);
 	check("out16", (long)out16(), -KVMPV_ENOSYS);
 	check("outs8", (long)outs8(), -KVMPV_ENOSYS);
-	check("outs32", (long)outs32(), -KVMPV_ENOSYS);
-	check("rep-outs32", (long)rep_outs32(), -KVMPV_ENOSYS);
 	check("in8", (long)in8(), (u8)-KVMPV_ENOSYS);
 	check("in16", (long)in16(), (u16)-KVMPV_ENOSYS);
 	check("in32", (long)in32(), (u32)-KVMPV_ENOSYS);
+	outs32();
+	rep_outs32();
+	check("after-outs", hypercall(KVMPV_HC_YIELD, 0, 0, 0), 0);
 	ins32();
 	rep_ins32();
 	check("after-ins", hypercall(KVMPV_HC_YIELD, 0, 0, 0), 0);
@@ -87,10 +92,20 @@ void command_preserved(void)
 	check("preserved", (long)changed, 0);
 }
 
+/* A KVM without hardware behind it may not let CPL 3 reach a port, whatever its IOPL. */
+static void check_cpl3(const char *name, long number)
+{
+	long result = at_cpl3(user_out32, number);
+
+	check(name, result == FAULT + GENERAL_PROTECTION ? -KVMPV_EPERM : result, -KVMPV_EPERM);
+	say("%s %s", name, result < 0 ? "reached the gate" : "was stopped before the gate");
+}
+
 void command_usermode(void)
 {
-	check("cpl3", at_cpl3(user_out32, KVMPV_HC_YIELD), -KVMPV_EPERM);
-	check("cpl3-unknown", at_cpl3(user_out32, 0x999), -KVMPV_EPERM);
+	check_cpl3("cpl3", KVMPV_HC_YIELD);
+	check_cpl3("cpl3-unknown", 0x999);
+	check_cpl3("cpl3-poweroff", KVMPV_HC_POWEROFF);
 }
 
 void command_compat(void)

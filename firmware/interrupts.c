@@ -31,9 +31,11 @@ extern u64 gdt_tss[2];
 extern const char interrupt_stubs[];
 extern char cpl0_stack_top[];
 
+#define INVALID_OPCODE	6
+
 static void resume(struct frame *frame)
 {
-	if (!(frame->cs & 3))
+	if (!(frame->cs & 3) || frame->vector != INVALID_OPCODE)
 		frame->rax = FAULT + frame->vector;
 	frame->rip = address_of(resume_point);
 	frame->rsp = resume_stack;
