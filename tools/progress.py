@@ -29,11 +29,11 @@ class StepFailed(Exception):
         self.title, self.status, self.log = title, status, log
 
     def last_line(self, *wanted: str) -> str:
-        """Find the log's last line that holds one of ``wanted``, else its last line at all."""
+        """Find the log's last line with the first of ``wanted`` that it holds, else its last."""
         lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines()]
-        lines = [line for line in lines if line]
-        hits = [line for line in lines if any(word in line for word in wanted)]
-        return (hits or lines or ["no output"])[-1]
+        lines = [line for line in lines if line] or ["no output"]
+        hits = ([line for line in lines if word in line] for word in (*wanted, ""))
+        return next(found for found in hits if found)[-1]
 
 
 class Step:
