@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ._ioctl import kick_signal
 from .cpuid import CpuidEntry
+from .records import DebugRegs, Events, Fpu, Regs, Segment, Sregs, Table
 from .routing import IrqchipRoute, MsiRoute
-from .state import Regs, Segment, Sregs, Table
 from .stats import Stats
 from .system import System
 from .vcpu import Vcpu
@@ -14,6 +14,9 @@ from .vm import Clock, MsrRange, Vm
 __all__ = [
     "Clock",
     "CpuidEntry",
+    "DebugRegs",
+    "Events",
+    "Fpu",
     "IrqchipRoute",
     "MsiRoute",
     "MsrRange",

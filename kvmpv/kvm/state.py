@@ -1,202 +1,235 @@
-"""A vCPU's registers as plain objects, packed and unpacked as the kernel lays them out."""
+"""Everything that a vCPU's state is made of, read and written by ioctl."""
 
 from __future__ import annotations
 
 from struct import Struct
 
+from kvmpv.errors import BadInput, KvmError
+
+from . import cpuid as _cpuid
 from . import uapi
+from ._call import big, call, get, put
+from ._handle import Handle
+from .records import DebugRegs, Events, Fpu, Regs, Sregs
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from collections.abc import Iterable, Mapping
+    from typing import Any, Final
 
-_REGS = Struct(uapi.FORMAT_REGS)
-_SEGMENT = Struct(uapi.FORMAT_SEGMENT)
-_TABLE = Struct(uapi.FORMAT_DTABLE)
-_CONTROL = Struct("<7Q4Q")  # cr0 cr2 cr3 cr4 cr8 efer apic_base, interrupt_bitmap
+    from .cpuid import CpuidEntry
 
+STATE_VERSION: Final = 1
 
-class _Record:
-    """Compare and show by fields; subclasses list them, in the kernel's order, in FIELDS."""
-
-    __slots__ = ()
-    FIELDS: tuple[str, ...] = ()
-
-    def values(self) -> tuple[int, ...]:
-        """Return the fields in the kernel's order."""
-        return tuple([getattr(self, name) for name in self.FIELDS])
-
-    def __eq__(self, other: object) -> bool:
-        if type(other) is not type(self):
-            return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in self.FIELDS)
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        def shown(value: object) -> str:
-            return hex(value) if isinstance(value, int) else repr(value)
-
-        fields = ", ".join(f"{name}={shown(getattr(self, name))}" for name in self.FIELDS)
-        return f"{type(self).__name__}({fields})"
+_MSR_ENTRY = Struct(uapi.FORMAT_MSR_ENTRY)
+_MSRS = Struct(uapi.FORMAT_MSRS)
+_XCRS = Struct(uapi.FORMAT_XCRS)
+_XCR = Struct(uapi.FORMAT_XCR)
+_MP_STATE = Struct(uapi.FORMAT_MP_STATE)
+_CPUID_ENTRIES = 256  # the kernel's own limit (KVM_MAX_CPUID_ENTRIES)
+_EINVAL, _ENOTTY = 22, 25
 
 
-def _filled(cls, values):  # type: ignore[no-untyped-def]
-    made = cls.__new__(cls)
-    for name, value in zip(cls.FIELDS, values, strict=True):
-        setattr(made, name, value)
-    return made
+class VcpuState(Handle):
+    """Read and write a vCPU's state; only the thread that runs the vCPU may do so."""
+
+    __slots__ = ("xsave_size",)
+
+    xsave_size: int
+
+    # ---- registers
+
+    def regs(self) -> Regs:
+        """Read the general registers."""
+        return Regs.unpack(self._get("KVM_GET_REGS", uapi.KVM_GET_REGS, uapi.SIZE_REGS))
+
+    def set_regs(self, regs: Regs | None = None, **values: int) -> None:
+        """Write the general registers: all of ``regs``, or the named ones and leave the others."""
+        changed = self.regs() if regs is None else regs
+        for name, value in values.items():
+            setattr(changed, name, value)
+        put("KVM_SET_REGS", self.fd, uapi.KVM_SET_REGS, changed.pack())
+
+    def sregs(self) -> Sregs:
+        """Read the segment, table and control registers."""
+        return Sregs.unpack(self._get("KVM_GET_SREGS", uapi.KVM_GET_SREGS, uapi.SIZE_SREGS))
+
+    def set_sregs(self, sregs: Sregs) -> None:
+        """Write the segment, table and control registers."""
+        put("KVM_SET_SREGS", self.fd, uapi.KVM_SET_SREGS, sregs.pack())
+
+    def fpu(self) -> Fpu:
+        """Read the x87 and SSE registers."""
+        return Fpu.unpack(self._get("KVM_GET_FPU", uapi.KVM_GET_FPU, uapi.SIZE_FPU))
+
+    def set_fpu(self, fpu: Fpu) -> None:
+        """Write the x87 and SSE registers."""
+        put("KVM_SET_FPU", self.fd, uapi.KVM_SET_FPU, fpu.pack())
+
+    def xsave(self) -> bytes:
+        """Read all extended state as XSAVE lays it out, ``xsave_size`` bytes."""
+        area = bytearray(self.xsave_size)
+        # The older call fills one page at most, and is all that kernels before 5.17 know.
+        larger = self.xsave_size > uapi.SIZE_XSAVE
+        request = uapi.KVM_GET_XSAVE2 if larger else uapi.KVM_GET_XSAVE
+        big("KVM_GET_XSAVE", self.fd, request, area)
+        return bytes(area)
+
+    def set_xsave(self, area: bytes) -> None:
+        """Write all extended state; ``area`` is as long as xsave() returns."""
+        if len(area) != self.xsave_size:
+            raise BadInput(f"XSAVE state of {len(area)} bytes, not {self.xsave_size}")
+        big("KVM_SET_XSAVE", self.fd, uapi.KVM_SET_XSAVE, bytearray(area))
+
+    def xcrs(self) -> dict[int, int]:
+        """Read the extended control registers: XCR0 is the one there is today."""
+        record = self._get("KVM_GET_XCRS", uapi.KVM_GET_XCRS, uapi.SIZE_XCRS)
+        count, _ = _XCRS.unpack_from(record)
+        places = range(_XCRS.size, _XCRS.size + count * _XCR.size, _XCR.size)
+        return dict(_XCR.unpack_from(record, at) for at in places)
+
+    def set_xcrs(self, values: Mapping[int, int]) -> None:
+        """Write the extended control registers."""
+        packed = b"".join([_XCR.pack(xcr, value) for xcr, value in values.items()])
+        record = (_XCRS.pack(len(values), 0) + packed).ljust(uapi.SIZE_XCRS, b"\0")
+        put("KVM_SET_XCRS", self.fd, uapi.KVM_SET_XCRS, record)
+
+    def msrs(self, indices: Iterable[int], *, missing_ok: bool = False) -> dict[int, int]:
+        """Read MSRs; one that cannot be read raises KvmError, or is left out if ``missing_ok``."""
+        wanted = list(indices)
+        values: dict[int, int] = {}
+        while wanted:
+            table = _msr_table((index, 0) for index in wanted)
+            done = big("KVM_GET_MSRS", self.fd, uapi.KVM_GET_MSRS, table)
+            for at in range(_MSRS.size, _MSRS.size + done * _MSR_ENTRY.size, _MSR_ENTRY.size):
+                index, value = _MSR_ENTRY.unpack_from(table, at)
+                values[index] = value
+            if done < len(wanted) and not missing_ok:
+                raise KvmError(f"reading MSR {wanted[done]:#x}", _EINVAL)
+            wanted = wanted[done + 1 :]
+        return values
+
+    def set_msrs(self, values: Mapping[int, int]) -> None:
+        """Write MSRs in the order given; raises KvmError at the first that is refused."""
+        entries = list(values.items())
+        done = big("KVM_SET_MSRS", self.fd, uapi.KVM_SET_MSRS, _msr_table(entries))
+        if done < len(entries):
+            index, value = entries[done]
+            raise KvmError(f"writing {value:#x} to MSR {index:#x}", _EINVAL)
+
+    # ---- what the processor answers
+
+    def cpuid(self) -> list[CpuidEntry]:
+        """Read the table that the guest's CPUID answers from."""
+        table = _cpuid.buffer(_CPUID_ENTRIES)
+        big("KVM_GET_CPUID2", self.fd, uapi.KVM_GET_CPUID2, table)
+        return _cpuid.decode(table)
+
+    def set_cpuid(self, entries: Iterable[CpuidEntry]) -> None:
+        """Set what the guest's CPUID answers; before the vCPU first runs."""
+        big("KVM_SET_CPUID2", self.fd, uapi.KVM_SET_CPUID2, _cpuid.encode(entries))
+
+    def tsc_khz(self) -> int:
+        """Return the frequency of the guest's time stamp counter, in kHz."""
+        return call("KVM_GET_TSC_KHZ", self.fd, uapi.KVM_GET_TSC_KHZ)
+
+    def set_tsc_khz(self, khz: int) -> None:
+        """Set the frequency of the guest's time stamp counter, where the host can scale it."""
+        call("KVM_SET_TSC_KHZ", self.fd, uapi.KVM_SET_TSC_KHZ, khz)
+
+    # ---- interrupts and run state
+
+    def lapic(self) -> bytes:
+        """Read the in-kernel LAPIC's 1024 bytes of registers (offsets: Intel SDM 3A, 11.4.1)."""
+        return self._get("KVM_GET_LAPIC", uapi.KVM_GET_LAPIC, uapi.SIZE_LAPIC)
+
+    def set_lapic(self, registers: bytes) -> None:
+        """Write the in-kernel LAPIC's registers."""
+        if len(registers) != uapi.SIZE_LAPIC:
+            raise BadInput(f"LAPIC state of {len(registers)} bytes, not {uapi.SIZE_LAPIC}")
+        put("KVM_SET_LAPIC", self.fd, uapi.KVM_SET_LAPIC, registers)
+
+    def mp_state(self) -> int:
+        """Return whether the vCPU runs, halts or waits for its start (``KVM_MP_STATE_*``)."""
+        record = self._get("KVM_GET_MP_STATE", uapi.KVM_GET_MP_STATE, uapi.SIZE_MP_STATE)
+        return int(_MP_STATE.unpack(record)[0])
+
+    def set_mp_state(self, state: int) -> None:
+        """Make the vCPU run, halt or wait for its start (``KVM_MP_STATE_*``)."""
+        put("KVM_SET_MP_STATE", self.fd, uapi.KVM_SET_MP_STATE, _MP_STATE.pack(state))
+
+    def events(self) -> Events:
+        """Read what is pending: exceptions, interrupts, NMIs, SMIs."""
+        name, size = "KVM_GET_VCPU_EVENTS", uapi.SIZE_VCPU_EVENTS
+        return Events.unpack(self._get(name, uapi.KVM_GET_VCPU_EVENTS, size))
+
+    def set_events(self, events: Events) -> None:
+        """Write what is pending."""
+        put("KVM_SET_VCPU_EVENTS", self.fd, uapi.KVM_SET_VCPU_EVENTS, events.pack())
+
+    def debugregs(self) -> DebugRegs:
+        """Read the guest's own debug registers."""
+        name, size = "KVM_GET_DEBUGREGS", uapi.SIZE_DEBUGREGS
+        return DebugRegs.unpack(self._get(name, uapi.KVM_GET_DEBUGREGS, size))
+
+    def set_debugregs(self, debugregs: DebugRegs) -> None:
+        """Write the guest's own debug registers."""
+        put("KVM_SET_DEBUGREGS", self.fd, uapi.KVM_SET_DEBUGREGS, debugregs.pack())
+
+    # ---- all at once
+
+    def state(self, msr_indices: Iterable[int]) -> dict[str, Any]:
+        """Return all state for restore(), with the MSRs that System.msr_indices() names.
+
+        Complete a pending exit first (complete_exit()), or the state is that of an instruction
+        half done.
+        """
+        # mp_state first: reading it settles a pending INIT or SIPI, which changes all others.
+        saved: dict[str, Any] = {"version": STATE_VERSION, "mp_state": self.mp_state()}
+        saved["cpuid"] = [entry.values() for entry in self.cpuid()]
+        saved["tsc_khz"] = self.tsc_khz()
+        saved["regs"] = self.regs().pack()
+        saved["sregs"] = self.sregs().pack()
+        saved["debugregs"] = self.debugregs().pack()
+        saved["xcrs"] = self.xcrs()
+        saved["xsave"] = self.xsave()
+        saved["lapic"] = self._lapic_or_none()
+        saved["msrs"] = self.msrs(msr_indices, missing_ok=True)
+        saved["events"] = self.events().pack()
+        return saved
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Take on what state() returned; the vCPU has not run yet.
+
+        The TSC's frequency is not set: compare ``saved["tsc_khz"]`` with the host's first.
+        """
+        if saved["version"] != STATE_VERSION:
+            raise BadInput(f"vCPU state of version {saved['version']}, not {STATE_VERSION}")
+        self.set_cpuid([_cpuid.CpuidEntry(*values) for values in saved["cpuid"]])
+        self.set_mp_state(saved["mp_state"])
+        self.set_regs(Regs.unpack(saved["regs"]))
+        self.set_sregs(Sregs.unpack(saved["sregs"]))  # enables the LAPIC: before its registers
+        self.set_debugregs(DebugRegs.unpack(saved["debugregs"]))
+        self.set_xcrs(saved["xcrs"])
+        self.set_xsave(saved["xsave"])
+        if saved["lapic"] is not None:
+            self.set_lapic(saved["lapic"])
+        # The TSC deadline is taken only by a LAPIC whose timer is in that mode: after it.
+        self.set_msrs(saved["msrs"])
+        self.set_events(Events.unpack(saved["events"]))  # KVM_SET_REGS drops exceptions: last
+
+    def _lapic_or_none(self) -> bytes | None:
+        try:
+            return self.lapic()
+        except KvmError as error:
+            if error.errno not in (_EINVAL, _ENOTTY):  # a VM without in-kernel LAPICs
+                raise
+            return None
+
+    def _get(self, what: str, request: int, size: int) -> bytes:
+        return get(what, self.fd, request, bytes(size))
 
 
-def _refuse(unknown: dict[str, int]) -> None:
-    if unknown:
-        raise TypeError(f"no such field: {', '.join(unknown)}")
-
-
-class Regs(_Record):
-    """Hold the general registers, rip and rflags."""
-
-    FIELDS = (
-        "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", "r8", "r9", "r10", "r11",
-        "r12", "r13", "r14", "r15", "rip", "rflags",
-    )  # fmt: skip
-    __slots__ = FIELDS
-
-    rax: int
-    rbx: int
-    rcx: int
-    rdx: int
-    rsi: int
-    rdi: int
-    rsp: int
-    rbp: int
-    r8: int
-    r9: int
-    r10: int
-    r11: int
-    r12: int
-    r13: int
-    r14: int
-    r15: int
-    rip: int
-    rflags: int
-
-    def __init__(self, **values: int) -> None:
-        for name in self.FIELDS:
-            setattr(self, name, values.pop(name, 0))
-        _refuse(values)
-
-    def pack(self) -> bytes:
-        """Return the struct kvm_regs."""
-        return _REGS.pack(*self.values())
-
-    @classmethod
-    def unpack(cls, record: Buffer) -> Regs:
-        """Read a struct kvm_regs."""
-        return _filled(cls, _REGS.unpack(record))
-
-
-class Segment(_Record):
-    """Hold a segment register with its hidden part; ``limit`` is in bytes."""
-
-    FIELDS = (
-        "base", "limit", "selector", "type", "present", "dpl", "db", "s", "l", "g", "avl",
-        "unusable",
-    )  # fmt: skip
-    __slots__ = FIELDS
-
-    base: int
-    limit: int
-    selector: int
-    type: int
-    present: int
-    dpl: int
-    db: int
-    s: int
-    l: int
-    g: int
-    avl: int
-    unusable: int
-
-    def __init__(self, **values: int) -> None:
-        for name in self.FIELDS:
-            setattr(self, name, values.pop(name, 0))
-        _refuse(values)
-
-    @classmethod
-    def flat_code64(cls, selector: int = 0x8) -> Segment:
-        """Make a 64-bit code segment of privilege 0."""
-        return cls(selector=selector, limit=0xFFFFFFFF, type=11, present=1, s=1, l=1, g=1)
-
-    @classmethod
-    def flat_code32(cls, selector: int = 0x8) -> Segment:
-        """Make a 32-bit code segment over all 4 GiB, of privilege 0."""
-        return cls(selector=selector, limit=0xFFFFFFFF, type=11, present=1, s=1, db=1, g=1)
-
-    @classmethod
-    def flat_data(cls, selector: int = 0x10) -> Segment:
-        """Make a writable data segment over all 4 GiB, of privilege 0."""
-        return cls(selector=selector, limit=0xFFFFFFFF, type=3, present=1, s=1, db=1, g=1)
-
-
-class Table(_Record):
-    """Hold where a descriptor table lies: ``limit`` is its last byte's offset."""
-
-    FIELDS = ("base", "limit")
-    __slots__ = FIELDS
-
-    def __init__(self, base: int = 0, limit: int = 0) -> None:
-        self.base = base
-        self.limit = limit
-
-
-class Sregs(_Record):
-    """Hold the segment, descriptor table and control registers."""
-
-    SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
-    CONTROL = ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")
-    FIELDS = (*SEGMENTS, "gdt", "idt", *CONTROL, "interrupt_bitmap")
-    __slots__ = FIELDS
-
-    cs: Segment
-    ds: Segment
-    es: Segment
-    fs: Segment
-    gs: Segment
-    ss: Segment
-    tr: Segment
-    ldt: Segment
-    gdt: Table
-    idt: Table
-    cr0: int
-    cr2: int
-    cr3: int
-    cr4: int
-    cr8: int
-    efer: int
-    apic_base: int
-    interrupt_bitmap: tuple[int, ...]
-
-    def pack(self) -> bytes:
-        """Return the struct kvm_sregs."""
-        parts = [_SEGMENT.pack(*getattr(self, name).values()) for name in self.SEGMENTS]
-        parts += [_TABLE.pack(table.base, table.limit) for table in (self.gdt, self.idt)]
-        control = [getattr(self, name) for name in self.CONTROL]
-        return b"".join(parts) + _CONTROL.pack(*control, *self.interrupt_bitmap)
-
-    @classmethod
-    def unpack(cls, record: Buffer) -> Sregs:
-        """Read a struct kvm_sregs."""
-        made = cls()
-        at = 0
-        for name in cls.SEGMENTS:
-            setattr(made, name, _filled(Segment, _SEGMENT.unpack_from(record, at)))
-            at += _SEGMENT.size
-        for name in ("gdt", "idt"):
-            setattr(made, name, Table(*_TABLE.unpack_from(record, at)))
-            at += _TABLE.size
-        control = _CONTROL.unpack_from(record, at)
-        for name, value in zip(cls.CONTROL, control, strict=False):
-            setattr(made, name, value)
-        made.interrupt_bitmap = control[len(cls.CONTROL) :]
-        return made
+def _msr_table(entries: Iterable[tuple[int, int]]) -> bytearray:
+    packed = [_MSR_ENTRY.pack(index, value) for index, value in entries]
+    return bytearray(_MSRS.pack(len(packed)) + b"".join(packed))

@@ -1,48 +1,48 @@
-"""A virtual processor: running it, its run page, and all of its state."""
+"""A virtual processor: running it, kicking it, its run page."""
 
 from __future__ import annotations
 
 from mmap import MAP_SHARED, PROT_READ, PROT_WRITE, mmap
 from struct import Struct
 
-from kvmpv.errors import KvmError
+from kvmpv.errors import BadInput, KvmError
 
-from . import cpuid, stats, uapi
-from ._call import big, call, get, put
-from ._handle import Handle
+from . import uapi
+from ._call import call, get, put
+from ._ioctl import ioctl as _ioctl
 from ._ioctl import kick as _kick
 from ._ioctl import run as _run
-from .state import Regs, Sregs
+from .state import VcpuState
+from .stats import Stats
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Sequence
 
+_EINVAL = 22
 _IMMEDIATE_EXIT = uapi.RUN_IMMEDIATE_EXIT8
-_MSR_ENTRY = Struct(uapi.FORMAT_MSR_ENTRY)
-_MSRS = Struct(uapi.FORMAT_MSRS)
 _TRANSLATION = Struct(uapi.FORMAT_TRANSLATION)
 _GUEST_DEBUG = Struct(uapi.FORMAT_GUEST_DEBUG)
 _ENABLE_CAP = Struct(uapi.FORMAT_ENABLE_CAP)
 _SIGNAL_MASK = Struct(uapi.FORMAT_SIGNAL_MASK)
+_SIGSET_BYTES = 8  # the kernel's sigset_t, not the C library's
 _INTERRUPT = Struct(uapi.FORMAT_INTERRUPT)
-_MP_STATE = Struct(uapi.FORMAT_MP_STATE)
 
 
-class Vcpu(Handle):
+class Vcpu(VcpuState):
     """Own a virtual processor and its run page.
 
     ``page8``, ``page32`` and ``page64`` are the run page by bytes, 32- and 64-bit words; uapi's
     ``RUN_*`` index them. Only the thread that runs a vCPU may call it, kick() excepted.
     """
 
-    __slots__ = ("_map", "_stats", "index", "page8", "page32", "page64", "xsave_size")
+    __slots__ = ("_map", "_stats", "index", "page8", "page32", "page64")
 
     def __init__(self, fd: int, index: int, run_page_size: int, xsave_size: int) -> None:
         super().__init__(fd)
         self.index = index
         self.xsave_size = xsave_size
-        self._stats: stats.Stats | None = None
+        self._stats: Stats | None = None
         try:
             self._map = mmap(fd, run_page_size, MAP_SHARED, PROT_READ | PROT_WRITE)
         except BaseException:
@@ -68,7 +68,10 @@ class Vcpu(Handle):
         return _run(self.fd)
 
     def sync(self, what: int) -> None:
-        """Have KVM keep register sets in the run page at every exit (``KVM_SYNC_X86_*``)."""
+        """Have KVM keep register sets in the run page at every exit (``KVM_SYNC_X86_*``).
+
+        Registers written there count once their set's bit is in ``page64[RUN_DIRTY_REGS64]``.
+        """
         self.page64[uapi.RUN_VALID_REGS64] = what
 
     def kick(self, thread: int, signo: int) -> int:
@@ -88,6 +91,7 @@ class Vcpu(Handle):
         """Finish the last exit (port, MMIO, MSR) without running the guest; return run()'s value.
 
         Only then are the registers those between two instructions: do it before saving state.
+        -EINTR is success; 0 is another exit of the same instruction, to be served and completed.
         """
         before = self.page8[_IMMEDIATE_EXIT]
         self.page8[_IMMEDIATE_EXIT] = 1
@@ -96,80 +100,85 @@ class Vcpu(Handle):
         finally:
             self.page8[_IMMEDIATE_EXIT] = before
 
-    def set_signal_mask(self, signals: Iterable[int] | None) -> None:
-        """Block just these signals while in the guest; None leaves the thread's mask as it is."""
+    def set_signal_mask(self, blocked: Iterable[int] | None) -> None:
+        """Block just these signals while in the guest; None leaves the thread's own mask."""
         name, request = "KVM_SET_SIGNAL_MASK", uapi.KVM_SET_SIGNAL_MASK
-        if signals is None:
+        if blocked is None:
             call(name, self.fd, request)
             return
         bits = 0
-        for signo in signals:
+        for signo in blocked:
             bits |= 1 << (signo - 1)
-        put(name, self.fd, request, _SIGNAL_MASK.pack(8, bits))
+        put(name, self.fd, request, _SIGNAL_MASK.pack(_SIGSET_BYTES, bits))
 
-    # ---- registers
+    # ---- interrupts
 
-    def regs(self) -> Regs:
-        """Read the general registers."""
-        return Regs.unpack(get("KVM_GET_REGS", self.fd, uapi.KVM_GET_REGS, bytes(uapi.SIZE_REGS)))
+    def nmi(self) -> None:
+        """Send a non-maskable interrupt."""
+        call("KVM_NMI", self.fd, uapi.KVM_NMI)
 
-    def set_regs(self, regs: Regs | None = None, **values: int) -> None:
-        """Write the general registers: all of ``regs``, or the named ones only."""
-        changed = self.regs() if regs is None else regs
-        for name, value in values.items():
-            setattr(changed, name, value)
-        put("KVM_SET_REGS", self.fd, uapi.KVM_SET_REGS, changed.pack())
+    def interrupt(self, vector: int) -> None:
+        """Queue an external interrupt; only for machines without in-kernel LAPICs."""
+        put("KVM_INTERRUPT", self.fd, uapi.KVM_INTERRUPT, _INTERRUPT.pack(vector))
 
-    def sregs(self) -> Sregs:
-        """Read the segment, table and control registers."""
-        blank = bytes(uapi.SIZE_SREGS)
-        return Sregs.unpack(get("KVM_GET_SREGS", self.fd, uapi.KVM_GET_SREGS, blank))
+    # ---- the rest
 
-    def set_sregs(self, sregs: Sregs) -> None:
-        """Write the segment, table and control registers."""
-        put("KVM_SET_SREGS", self.fd, uapi.KVM_SET_SREGS, sregs.pack())
+    def enable_cap(self, cap: int, *args: int, flags: int = 0) -> None:
+        """Switch a capability of this vCPU on, with up to four arguments."""
+        a, b, c, d = (*args, 0, 0, 0, 0)[:4]
+        record = _ENABLE_CAP.pack(cap, flags, a, b, c, d)
+        put(f"KVM_ENABLE_CAP {cap}", self.fd, uapi.KVM_ENABLE_CAP, record)
 
-    def msrs(self, indices: Iterable[int], *, missing_ok: bool = False) -> dict[int, int]:
-        """Read MSRs; one that cannot be read raises KvmError, or is left out if ``missing_ok``."""
-        wanted = list(indices)
-        values: dict[int, int] = {}
-        while wanted:
-            table = _msr_table((index, 0) for index in wanted)
-            done = big("KVM_GET_MSRS", self.fd, uapi.KVM_GET_MSRS, table)
-            for at in range(_MSRS.size, _MSRS.size + done * _MSR_ENTRY.size, _MSR_ENTRY.size):
-                index, value = _MSR_ENTRY.unpack_from(table, at)
-                values[index] = value
-            if done < len(wanted) and not missing_ok:
-                raise KvmError(f"reading MSR {wanted[done]:#x}", _EINVAL)
-            wanted = wanted[done + 1 :]
-        return values
+    def kvmclock_ctrl(self) -> bool:
+        """Tell the guest that it was paused, so that its watchdogs bear it; False: no kvmclock."""
+        result = _ioctl(self.fd, uapi.KVM_KVMCLOCK_CTRL)
+        if result < 0 and result != -_EINVAL:
+            raise KvmError("KVM_KVMCLOCK_CTRL", -result)
+        return result == 0
 
-    def set_msrs(self, values: Mapping[int, int]) -> None:
-        """Write MSRs in the order given; raises KvmError at the first that is refused."""
-        entries = list(values.items())
-        done = big("KVM_SET_MSRS", self.fd, uapi.KVM_SET_MSRS, _msr_table(entries))
-        if done < len(entries):
-            index, value = entries[done]
-            raise KvmError(f"writing {value:#x} to MSR {index:#x}", _EINVAL)
+    def set_guest_debug(
+        self,
+        *,
+        single_step: bool = False,
+        breakpoints: Sequence[int] = (),
+        software: bool = False,
+        flags: int = 0,
+    ) -> None:
+        """Exit (KVM_EXIT_DEBUG) after each instruction, at up to four addresses, or at ``int3``.
 
-    def set_cpuid(self, entries: Iterable[cpuid.CpuidEntry]) -> None:
-        """Set what the guest's CPUID answers; before the vCPU first runs."""
-        big("KVM_SET_CPUID2", self.fd, uapi.KVM_SET_CPUID2, cpuid.encode(entries))
+        With none of them debugging is off. ``flags`` are further ``KVM_GUESTDBG_*``.
+        """
+        if len(breakpoints) > 4:
+            raise BadInput(f"{len(breakpoints)} breakpoints: a processor has four")
+        control = flags
+        if single_step:
+            control |= uapi.KVM_GUESTDBG_SINGLESTEP
+        if software:
+            control |= uapi.KVM_GUESTDBG_USE_SW_BP
+        debugreg = [0] * 8
+        for number, address in enumerate(breakpoints):
+            control |= uapi.KVM_GUESTDBG_USE_HW_BP
+            debugreg[number] = address
+            debugreg[7] |= 2 << number * 2 | 1 << 10  # global, on execution (Intel SDM 3B, 17.2.4)
+        if control:
+            control |= uapi.KVM_GUESTDBG_ENABLE
+        record = _GUEST_DEBUG.pack(control, *debugreg)
+        put("KVM_SET_GUEST_DEBUG", self.fd, uapi.KVM_SET_GUEST_DEBUG, record)
+
+    def translate(self, gva: int) -> int | None:
+        """Return the guest-physical address of a guest-virtual one, or None if it has none."""
+        record = get(
+            "KVM_TRANSLATE", self.fd, uapi.KVM_TRANSLATE, _TRANSLATION.pack(gva, 0, 0, 0, 0)
+        )
+        _, gpa, valid, _, _ = _TRANSLATION.unpack(record)
+        return gpa if valid else None
+
+    def open_stats(self) -> Stats:
+        """Open the vCPU's binary statistics; the caller closes them."""
+        return Stats(call("KVM_GET_STATS_FD", self.fd, uapi.KVM_GET_STATS_FD))
 
     def stats(self) -> dict[str, int]:
         """Return the vCPU's statistics that are one number, by the kernel's names."""
         if self._stats is None:
             self._stats = self.open_stats()
         return self._stats.read()
-
-    def open_stats(self) -> stats.Stats:
-        """Open the vCPU's binary statistics; the caller closes them."""
-        return stats.Stats(call("KVM_GET_STATS_FD", self.fd, uapi.KVM_GET_STATS_FD))
-
-
-_EINVAL = 22
-
-
-def _msr_table(entries: Iterable[tuple[int, int]]) -> bytearray:
-    packed = [_MSR_ENTRY.pack(index, value) for index, value in entries]
-    return bytearray(_MSRS.pack(len(packed)) + b"".join(packed))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from struct import Struct
 
-from . import routing, stats, uapi
+from kvmpv.errors import BadInput
+
+from . import routing, uapi
 from ._call import big, call, get, put
 from ._handle import Handle
 from ._ioctl import address as _address
+from .stats import Stats
 from .vcpu import Vcpu
 
 TYPE_CHECKING = False
@@ -26,7 +29,10 @@ _DIRTY = Struct(uapi.FORMAT_DIRTY_LOG)
 _CLEAR = Struct(uapi.FORMAT_CLEAR_DIRTY_LOG)
 _FILTER_RANGE = Struct(uapi.FORMAT_MSR_FILTER_RANGE)
 _ADDRESS = Struct("<Q")
+_CHIP = Struct("<I4x")  # the head of struct kvm_irqchip
 _LOW = 0xFFFF_FFFF
+_PAGE = 4096
+_READ_WRITE = uapi.KVM_MSR_FILTER_READ | uapi.KVM_MSR_FILTER_WRITE
 
 
 class Clock:
@@ -42,19 +48,27 @@ class Clock:
 
 
 class MsrRange:
-    """Allow or deny the MSRs from ``base`` on: bit n of ``bitmap`` set allows base + n."""
+    """Allow or deny ``count`` MSRs from ``base`` on: bit n of ``allowed`` set allows base + n.
 
-    __slots__ = ("base", "bitmap", "flags")
+    ``flags`` say which accesses that is about: KVM_MSR_FILTER_READ, KVM_MSR_FILTER_WRITE or both.
+    """
 
-    def __init__(self, base: int, bitmap: bytes, flags: int = 3) -> None:
+    __slots__ = ("allowed", "base", "count", "flags")
+
+    def __init__(
+        self, base: int, count: int, allowed: bytes = b"", flags: int = _READ_WRITE
+    ) -> None:
+        if not 0 < count <= uapi.KVM_MSR_FILTER_MAX_BITMAP_SIZE * 8:
+            raise BadInput(f"an MSR range of {count}: KVM takes 1 to 12288")
         self.base = base
-        self.bitmap = bitmap
-        self.flags = flags  # KVM_MSR_FILTER_READ | KVM_MSR_FILTER_WRITE: what the bits are about
+        self.count = count
+        self.allowed = allowed
+        self.flags = flags
 
-    @classmethod
-    def denied(cls, base: int, count: int, flags: int = 3) -> MsrRange:
-        """Deny ``count`` MSRs from ``base`` on."""
-        return cls(base, bytes((count + 7) // 8), flags)
+    def bitmap(self) -> bytearray:
+        """Return the bits as the kernel reads them: in whole words of 64."""
+        size = (self.count + 63) // 64 * 8
+        return bytearray(self.allowed[:size].ljust(size, b"\0"))
 
 
 class Vm(Handle):
@@ -63,13 +77,14 @@ class Vm(Handle):
     The process that made it must be the one that uses it: KVM refuses all others.
     """
 
-    __slots__ = ("_run_page_size", "_stats", "_xsave_size")
+    __slots__ = ("_pages", "_run_page_size", "_stats", "_xsave_size")
 
     def __init__(self, fd: int, run_page_size: int) -> None:
         super().__init__(fd)
         self._run_page_size = run_page_size
-        self._stats: stats.Stats | None = None
+        self._stats: Stats | None = None
         self._xsave_size = 0
+        self._pages: dict[int, int] = {}  # of each memory slot
 
     def close(self) -> None:
         """Close the descriptors; doing so again does nothing."""
@@ -85,8 +100,7 @@ class Vm(Handle):
 
     def enable_cap(self, cap: int, *args: int, flags: int = 0) -> None:
         """Switch a capability on, with up to four arguments."""
-        padded = (*args, 0, 0, 0, 0)[:4]
-        record = _ENABLE_CAP.pack(cap, flags, *padded)
+        record = _ENABLE_CAP.pack(cap, flags, *(*args, 0, 0, 0, 0)[:4])
         put(f"KVM_ENABLE_CAP {cap}", self.fd, uapi.KVM_ENABLE_CAP, record)
 
     # ---- memory
@@ -101,10 +115,11 @@ class Vm(Handle):
         record = bytearray(_REGION.pack(slot, flags, gpa, size, host_address))
         what = f"memory slot {slot} at {gpa:#x}, {size:#x} bytes"
         big(what, self.fd, uapi.KVM_SET_USER_MEMORY_REGION, record)
+        self._pages[slot] = size // _PAGE
 
     def set_tss_address(self, gpa: int) -> None:
         """Give Intel processors three pages of guest addresses for real mode."""
-        call("KVM_SET_TSS_ADDR", self.fd, uapi.KVM_SET_TSS_ADDR, gpa)
+        big("KVM_SET_TSS_ADDR", self.fd, uapi.KVM_SET_TSS_ADDR, gpa)
 
     def set_identity_map_address(self, gpa: int) -> None:
         """Give Intel processors one page of guest addresses for real mode."""
@@ -112,25 +127,30 @@ class Vm(Handle):
         put(name, self.fd, uapi.KVM_SET_IDENTITY_MAP_ADDR, _ADDRESS.pack(gpa))
 
     def dirty_log(self, slot: int, pages: int) -> bytes:
-        """Return one bit for each page that was written to since it was last clean.
+        """Return one bit for each page of a slot that was written to since it was last clean.
 
-        Reading cleans, unless KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is on: then clear_dirty_log does.
+        Reading cleans, unless KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 is on: then clear_dirty_log() does.
         """
-        bitmap = bytearray((pages + 63) // 64 * 8)
+        bitmap = bytearray((self._checked(slot, pages) + 63) // 64 * 8)
         record = bytearray(_DIRTY.pack(slot, _address(bitmap)))
         big("KVM_GET_DIRTY_LOG", self.fd, uapi.KVM_GET_DIRTY_LOG, record)
         return bytes(bitmap)
 
     def clear_dirty_log(self, slot: int, first_page: int, pages: int, bitmap: bytes) -> None:
-        """Clean the pages whose bits are set; ``first_page`` is a multiple of 64.
+        """Clean the pages whose bits are set; bit 0 is ``first_page``, a multiple of 64.
 
         ``pages`` is a multiple of 64 as well, unless it reaches to the slot's end.
         """
-        kept = bytearray(bitmap)
-        if len(kept) * 8 < pages:
-            raise ValueError(f"{len(kept)} bytes are too few bits for {pages} pages")
+        size = (pages + 63) // 64 * 8
+        kept = bytearray(bitmap[:size].ljust(size, b"\0"))
         record = bytearray(_CLEAR.pack(slot, pages, first_page, _address(kept)))
         big("KVM_CLEAR_DIRTY_LOG", self.fd, uapi.KVM_CLEAR_DIRTY_LOG, record)
+
+    def _checked(self, slot: int, pages: int) -> int:
+        # The kernel writes as many bits as the slot has pages, whatever the buffer has room for.
+        if pages != self._pages.get(slot):
+            raise BadInput(f"slot {slot} has {self._pages.get(slot, 0)} pages, not {pages}")
+        return pages
 
     # ---- interrupt controllers
 
@@ -150,8 +170,27 @@ class Vm(Handle):
         """Raise or lower an input of the interrupt controllers."""
         put("KVM_IRQ_LINE", self.fd, uapi.KVM_IRQ_LINE, _LEVEL.pack(gsi, level))
 
+    def irqchip(self, chip: int) -> bytes:
+        """Read the registers of the PICs or the IOAPIC (``KVM_IRQCHIP_*``)."""
+        record = _CHIP.pack(chip).ljust(uapi.SIZE_IRQCHIP, b"\0")
+        return get("KVM_GET_IRQCHIP", self.fd, uapi.KVM_GET_IRQCHIP, record)[_CHIP.size :]
+
+    def set_irqchip(self, chip: int, registers: bytes) -> None:
+        """Write the registers of the PICs or the IOAPIC."""
+        record = (_CHIP.pack(chip) + registers).ljust(uapi.SIZE_IRQCHIP, b"\0")
+        put("KVM_SET_IRQCHIP", self.fd, uapi.KVM_SET_IRQCHIP, record)
+
+    def pit(self) -> bytes:
+        """Read the timer's three channels and flags."""
+        blank = bytes(uapi.SIZE_PIT_STATE2)
+        return get("KVM_GET_PIT2", self.fd, uapi.KVM_GET_PIT2, blank)
+
+    def set_pit(self, state: bytes) -> None:
+        """Write the timer's three channels and flags."""
+        put("KVM_SET_PIT2", self.fd, uapi.KVM_SET_PIT2, state.ljust(uapi.SIZE_PIT_STATE2, b"\0"))
+
     def set_routing(self, routes: Iterable[routing.MsiRoute | routing.IrqchipRoute]) -> None:
-        """Replace the whole table of GSI routes; slow (see docs/kvm.md), so change it in batches."""
+        """Replace the whole table of GSI routes: slow (docs/kvm.md), so in batches."""
         big("KVM_SET_GSI_ROUTING", self.fd, uapi.KVM_SET_GSI_ROUTING, routing.encode(routes))
 
     def signal_msi(self, address: int, data: int) -> int:
@@ -197,14 +236,15 @@ class Vm(Handle):
 
         What is denied faults in the guest, or exits where KVM_CAP_X86_USER_SPACE_MSR asks so.
         """
+        if len(ranges) > uapi.KVM_MSR_FILTER_MAX_RANGES:
+            raise BadInput(f"{len(ranges)} MSR ranges: KVM takes {uapi.KVM_MSR_FILTER_MAX_RANGES}")
         table = bytearray(uapi.SIZE_MSR_FILTER)
-        default = uapi.KVM_MSR_FILTER_DEFAULT_DENY if deny else uapi.KVM_MSR_FILTER_DEFAULT_ALLOW
-        table[0] = default
-        bitmaps = [bytearray(chosen.bitmap) for chosen in ranges]  # kept alive over the call
+        table[0] = uapi.KVM_MSR_FILTER_DEFAULT_DENY if deny else uapi.KVM_MSR_FILTER_DEFAULT_ALLOW
+        bitmaps = [chosen.bitmap() for chosen in ranges]  # kept alive over the call
         for position, (chosen, bits) in enumerate(zip(ranges, bitmaps, strict=True)):
             at = 8 + position * _FILTER_RANGE.size
-            where = _address(bits)
-            _FILTER_RANGE.pack_into(table, at, chosen.flags, len(bits) * 8, chosen.base, where)
+            fields = (chosen.flags, chosen.count, chosen.base, _address(bits))
+            _FILTER_RANGE.pack_into(table, at, *fields)
         big("KVM_X86_SET_MSR_FILTER", self.fd, uapi.KVM_X86_SET_MSR_FILTER, table)
 
     # ---- clock
@@ -232,9 +272,9 @@ class Vm(Handle):
         fd = big(f"vCPU {index}", self.fd, uapi.KVM_CREATE_VCPU, index)
         return Vcpu(fd, index, self._run_page_size, self._xsave_size)
 
-    def open_stats(self) -> stats.Stats:
+    def open_stats(self) -> Stats:
         """Open the machine's binary statistics; the caller closes them."""
-        return stats.Stats(call("KVM_GET_STATS_FD", self.fd, uapi.KVM_GET_STATS_FD))
+        return Stats(call("KVM_GET_STATS_FD", self.fd, uapi.KVM_GET_STATS_FD))
 
     def stats(self) -> dict[str, int]:
         """Return the machine's statistics that are one number, by the kernel's names."""
