@@ -5,13 +5,19 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from typing import TYPE_CHECKING
 
 from tools.place import CHECKOUT, log_file
 from tools.progress import StepFailed, run_step
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 LIST = CHECKOUT / "requirements.apt"
 # What apt says when it cannot reach its mirrors, or knows no such package yet.
 NO_NETWORK = ("resolv", "Could not connect", "Cannot initiate", "unreachable", "Failed to fetch")
+# Wait for another apt to finish, but not for a mirror that does not answer.
+PATIENCE = ("--option", "DPkg::Lock::Timeout=300", "--option", "Acquire::Retries=1")
 STALE = ("Unable to locate package", "has no installation candidate", "404")
 
 
@@ -45,9 +51,8 @@ def install() -> None:
         try:
             _get(root, names)
         except StepFailed as failed:
-            if not _is_stale(failed):
+            if not (_says(failed.log, *STALE, *NO_NETWORK) and _update(root)):
                 raise
-            _update(root)
             _get(root, names)
     except StepFailed as failed:
         raise SetupError(_explain(names, failed)) from None
@@ -64,12 +69,15 @@ def _as_root(names: list[str]) -> list[str]:
     )
 
 
-def _update(root: list[str]) -> None:
-    run_step("Debian package lists", log_file("apt-update"), [*root, "apt-get", "update"])
+def _update(root: list[str]) -> bool:
+    """Fetch the lists of packages; apt-get calls it a success when no mirror could be reached."""
+    log = log_file("apt-update")
+    run_step("Debian package lists", log, [*root, "apt-get", *PATIENCE, "update"])
+    return not _says(log, *NO_NETWORK)
 
 
 def _get(root: list[str], names: list[str]) -> None:
-    options = ["--yes", "--no-install-recommends", "--option", "APT::Status-Fd=1"]
+    options = [*PATIENCE, "--yes", "--no-install-recommends", "--option", "APT::Status-Fd=1"]
     environment = ["env", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8"]
     run_step(
         f"Debian packages ({len(names)} missing)",
@@ -91,9 +99,9 @@ def _percent(line: str) -> float | None:
     return part if kind == "dlstatus" else part + 0.5
 
 
-def _is_stale(failed: StepFailed) -> bool:
-    text = failed.log.read_text(errors="replace")
-    return any(word in text for word in (*STALE, *NO_NETWORK))
+def _says(log: Path, *words: str) -> bool:
+    text = log.read_text(errors="replace")
+    return any(word in text for word in words)
 
 
 def _explain(names: list[str], failed: StepFailed) -> str:
