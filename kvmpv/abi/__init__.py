@@ -6,7 +6,7 @@ here, and nothing that takes long to import: the VMM starts with it.
 
 from __future__ import annotations
 
-from kvmpv.abi.layout import Layout
+from kvmpv.abi.layout import Layout as Layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -61,7 +61,8 @@
  * The number is in RAX, the arguments are in RDI, RSI, R8, R9 and R10 (RDX is
  * the gate's), the 64-bit result comes back in RAX: zero or more, or a negative
  * errno. All other registers and the flags are preserved. Callers run in 64-bit
- * mode at CPL 0; others get -EPERM, other uses of the port -ENOSYS.
+ * mode at CPL 0; others get -EPERM, other uses of the port -ENOSYS (but "outs"
+ * may pass for "out").
  */
 #define KVMPV_GATE_PORT			1
 #define KVMPV_GATE_VMCALL		2
@@ -117,8 +118,8 @@
 /*
  * KVMPV_HC_PORT_WRITE(port, address, length)
  * OUT: the number of bytes taken, 1 or more (0 if length is 0); -EAGAIN when
- *      the port has no room: its event comes when it has; -EPIPE when the host
- *      has closed the port; -ENOENT no such port; -EFAULT, -EMSGSIZE.
+ *      the port has no room: its event comes when it has; -EPIPE when either
+ *      side has closed the port; -ENOENT no such port; -EFAULT, -EMSGSIZE.
  */
 #define KVMPV_HC_PORT_WRITE		0x11
 
@@ -148,7 +149,9 @@
 
 /*
  * KVMPV_HC_PORT_CLOSE(port)
- * OUT: 0; -ENOENT. The host reads the end of file after what was written.
+ * Ends what the guest writes; it may read on. The host reads the end of file
+ * after what was written.
+ * OUT: 0; -ENOENT.
  */
 #define KVMPV_HC_PORT_CLOSE		0x15
 
@@ -231,7 +234,8 @@ struct kvmpv_evtchn_bind {
  * KVMPV_HC_REQUESTS_BIND(channel)
  * IN:  the event channel that is sent when a request is pending;
  *      KVMPV_NO_CHANNEL to unbind.
- * OUT: 0; -ENOENT. One event follows if something is pending already.
+ * OUT: 0; -ENOENT no such channel. One event follows if something is pending
+ *      already.
  */
 #define KVMPV_HC_REQUESTS_BIND		0x30
 
