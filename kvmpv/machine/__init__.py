@@ -1,0 +1,1 @@
+"""The machine: vCPU threads, exit loop, address map, interrupts, kernel loading."""

@@ -1,0 +1,1 @@
+"""Domains from outside their processes: configuration, start, control, end."""

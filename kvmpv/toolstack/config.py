@@ -1,0 +1,158 @@
+"""What a domain shall be: options parsed and checked, before anything is made."""
+
+from __future__ import annotations
+
+import os
+
+from kvmpv.errors import BadInput
+from kvmpv.toolstack.options import BY_FLAG, BY_NAME, OPTIONS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Final
+
+MIB: Final = 1 << 20
+MEMORY_MIN: Final = 2 * MIB
+MAX_VCPUS: Final = 254
+CMDLINE_MAX: Final = 2047
+NAME_MAX: Final = 63
+NAME_CHARACTERS: Final = frozenset(
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
+)
+UNITS: Final = {"K": 10, "M": 20, "G": 30, "T": 40}
+
+
+class DomainConfig:
+    """A domain's configuration; ``check`` has passed once ``make`` has returned it."""
+
+    __slots__ = tuple(option.name for option in OPTIONS if option.name != "config")
+
+    kernel: str
+    initrd: str
+    memory: int
+    vcpus: int
+    max_vcpus: int
+    cmdline: str
+    exec: str
+    console: str
+    name: str
+    cpu: str
+    stats: bool
+    trace: str
+
+
+def make(values: Mapping[str, object]) -> DomainConfig:
+    """Return the configuration that options by name give; raise ``BadInput`` for what cannot be."""
+    given = dict(values)
+    path = given.pop("config", "")
+    if path:
+        given = {**_read_file(str(path)), **given}
+    config = DomainConfig()
+    for name in given:
+        if name not in BY_NAME:
+            known = ", ".join(option.name for option in OPTIONS)
+            raise BadInput(f"unknown option {name!r}", hint=f"there are: {known}")
+    for option in OPTIONS:
+        if option.name != "config":
+            value = given.get(option.name, option.default)
+            setattr(config, option.name, _convert(option.name, value))
+    _check(config)
+    return config
+
+
+def parse_arguments(arguments: list[str]) -> dict[str, object]:
+    """Return the options that a command line gives: ``--name VALUE``, ``--name=VALUE``, ``-m V``."""
+    values: dict[str, object] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        flag, equals, value = argument.partition("=")
+        option = BY_FLAG.get(flag)
+        if option is None or (equals and not flag.startswith("--")):
+            raise BadInput(f"unknown option {argument!r}", hint="see kvmpv run --help")
+        if option.kind is bool:
+            if equals:
+                raise BadInput(f"{flag} takes no value")
+            values[option.name] = True
+            continue
+        if not equals:
+            value = next(rest, "\0")
+            if value == "\0":
+                raise BadInput(f"{flag} wants a value", hint=f"{flag} {option.metavar}")
+        values[option.name] = value
+    return values
+
+
+def parse_size(text: str) -> int:
+    """Return the bytes that ``64M``, ``2G`` or a plain number of bytes mean."""
+    digits, unit = (text[:-1], text[-1:].upper()) if text[-1:].upper() in UNITS else (text, "")
+    if not (digits.isascii() and digits.isdigit()):
+        raise BadInput(f"{text!r} is no size", hint="write 64M or 2G")
+    return int(digits) << UNITS.get(unit, 0)
+
+
+def _read_file(path: str) -> dict[str, object]:
+    import tomllib
+
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{path} is no TOML: {error}") from None
+
+
+def _convert(name: str, value: object) -> object:
+    kind = BY_NAME[name].kind
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is str and isinstance(value, str | os.PathLike):
+        return os.fspath(value)
+    if kind is not bool and kind is not str:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if isinstance(value, str):
+            if kind == "size":
+                return parse_size(value)
+            if value.isascii() and value.isdigit():
+                return int(value)
+    what = {str: "a text", bool: "true or false", int: "a number"}.get(kind, "a size")  # type: ignore[call-overload]
+    raise BadInput(f"{name} wants {what}, not {value!r}")
+
+
+def _check(config: DomainConfig) -> None:
+    _check_memory(config.memory)
+    if not 1 <= config.vcpus <= MAX_VCPUS:
+        raise BadInput(f"{config.vcpus} vCPUs are not possible", hint=f"1 to {MAX_VCPUS} are")
+    config.max_vcpus = config.max_vcpus or config.vcpus
+    if not config.vcpus <= config.max_vcpus <= MAX_VCPUS:
+        raise BadInput(
+            f"at most {config.max_vcpus} vCPUs are not possible",
+            hint=f"{config.vcpus} (as many as at boot) to {MAX_VCPUS} are",
+        )
+    if "\0" in config.cmdline or "\n" in config.cmdline:
+        raise BadInput("the command line has a line break or a NUL in it", hint="take it out")
+    room = CMDLINE_MAX - 64  # what we put before it, and for --exec behind
+    if len(os.fsencode(config.cmdline)) > room:
+        length = len(os.fsencode(config.cmdline))
+        raise BadInput(f"the command line has {length} bytes", hint=f"at most {room} are possible")
+    name = config.name
+    if len(name) > NAME_MAX or not NAME_CHARACTERS.issuperset(name) or name.startswith((".", "-")):
+        raise BadInput(
+            f"{name!r} is no name for a domain",
+            hint=f"at most {NAME_MAX} letters, digits, '.', '_', '-', no '.' or '-' in front",
+        )
+
+
+def _check_memory(size: int) -> None:
+    if size < MEMORY_MIN:
+        raise BadInput(f"{size} bytes of memory are too few", hint="give 2M or more")
+    if size % MIB:
+        raise BadInput(f"{size} bytes of memory are no whole number of MiB", hint="give 64M, say")
+    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > host:
+        raise BadInput(
+            f"{size // MIB} MiB of memory are more than this host has",
+            hint=f"it has {host // MIB} MiB",
+        )

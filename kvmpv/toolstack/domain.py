@@ -1,0 +1,343 @@
+"""A domain, from outside its process: start it, talk to it, wait for its end."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+
+from kvmpv.errors import BadInput, GuestCrash, KvmpvError
+from kvmpv.toolstack import config as configuration
+from kvmpv.toolstack import defaults, rundir, vmm
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from types import TracebackType
+    from typing import Final, Self
+
+    from kvmpv.agent.client import Connection
+
+# Exit statuses of a domain that did not end as its guest meant it to.
+CRASHED: Final = 125  # panic or triple fault: the guest's own fault
+STUCK: Final = 124  # KVM cannot go on with it
+FAILED: Final = 123  # the host, or kvmpv, failed it
+KILLED: Final = 130
+
+STATUSES: Final = {
+    "poweroff": 0,
+    "reboot": 0,
+    "bad-input": 2,
+    "crash": CRASHED,
+    "triple-fault": CRASHED,
+    "stuck": STUCK,
+    "killed": KILLED,
+}
+SETTLE: Final = 5.0  # seconds that a guest has to follow a request before it is ended
+
+
+class End:
+    """How a domain ended.
+
+    ``kind`` is poweroff, crash, triple-fault, stuck, failed, bug, killed or bad-input, ``message``
+    says why in a line, ``status`` is the exit status that it means, ``report`` the path of the
+    crash report if there is one, ``stats`` the counters if they were asked for.
+    """
+
+    __slots__ = ("kind", "message", "report", "stats", "status")
+
+    def __init__(self, facts: dict[str, str], report: str) -> None:
+        self.kind = facts.get("kind", "failed")
+        self.message = facts.get("message", "the domain's process died")
+        self.status = STATUSES.get(self.kind, FAILED)
+        self.report = report
+        self.stats = {
+            key[len("stat.") :]: int(value)
+            for key, value in facts.items()
+            if key.startswith("stat.")
+        }
+
+    def __repr__(self) -> str:
+        return f"End({self.kind}: {self.message})"
+
+    def check(self) -> None:
+        """Raise what the end means, unless the guest powered off or was ended by us."""
+        if self.kind == "bad-input":
+            raise BadInput(self.message)
+        if self.status in (CRASHED, STUCK):
+            crash = GuestCrash(self.message, report=self.report)
+            crash.exit_status = self.status
+            raise crash
+        if self.status == FAILED:
+            failed = KvmpvError(self.message, hint=f"full report: {self.report}")
+            failed.exit_status = FAILED
+            raise failed
+
+
+class Completed:
+    """What a command in the guest came to: its status, and what it printed."""
+
+    __slots__ = ("status", "stderr", "stdout")
+
+    def __init__(self, status: int, stdout: bytes, stderr: bytes) -> None:
+        self.status = status
+        self.stdout = stdout
+        self.stderr = stderr
+
+    def __str__(self) -> str:
+        return self.stdout.decode("utf-8", "replace")
+
+    def __repr__(self) -> str:
+        return f"Completed({self.status}, {self.stdout!r}, {self.stderr!r})"
+
+
+class Domain:
+    """Run one domain as a child of this process.
+
+    The keywords are the options of ``kvmpv run`` (see kvmpv/toolstack/options.py). Use it in a
+    ``with``: at its end the domain is gone, with everything that belonged to it.
+
+    Raises BadInput for what cannot be, HostError for what this host lacks.
+    """
+
+    def __init__(self, **options: object) -> None:
+        self.config = configuration.make(options)
+        self.config.name = self.config.name or f"domain-{os.getpid()}-{os.urandom(3).hex()}"
+        self.pid = 0
+        self._agent: Connection | None = None
+        self._end: End | None = None
+
+    def start(self) -> Self:
+        """Start the domain; return as soon as its process runs."""
+        config = self.config
+        kernel = config.kernel or defaults.kernel()
+        initrd = config.initrd or ("" if config.kernel else defaults.initrd())
+        self._directory = rundir.RunDirectory(config.name)
+        descriptors = vmm.Descriptors()
+        try:
+            self._open(descriptors, kernel, initrd)
+            cmdline = f"{defaults.CMDLINE} {config.cmdline}".rstrip()
+            if config.exec:
+                cmdline += " kvmpv.shell=off"
+            self._log = self._directory.create("log")
+            self.pid = vmm.spawn(config, descriptors, self._log, cmdline)
+        except BaseException:
+            self._directory.close()
+            raise
+        finally:
+            descriptors.close()
+        self._pidfd = os.pidfd_open(self.pid)
+        return self
+
+    def _open(self, descriptors: vmm.Descriptors, kernel: str, initrd: str) -> None:
+        config = self.config
+        descriptors.give("kvm", vmm.open_kvm())
+        descriptors.give("kernel", vmm.open_file("kernel", kernel))
+        if initrd:
+            descriptors.give("initrd", vmm.open_file("initrd", initrd))
+        descriptors.give_memory(config.memory)
+        for key in ("terminal", "exec", "lifeline"):
+            ours, theirs = vmm.socket_pair()
+            setattr(self, f"_{key}", ours)
+            descriptors.give(key, theirs)
+        descriptors.give("control", self._directory.listen().detach())
+        for key in ("end", "report"):
+            descriptors.give(key, self._directory.create(key))
+        if config.trace:
+            descriptors.give("trace", _create(config.trace))
+
+    if TYPE_CHECKING:
+        _terminal: _socket.socket
+        _exec: _socket.socket
+        _lifeline: _socket.socket
+
+    # ---- what is connected to the guest
+
+    @property
+    def terminal(self) -> _socket.socket:
+        """The host's end of the guest's terminal: a stream socket."""
+        return self._terminal
+
+    @property
+    def exec_port(self) -> _socket.socket:
+        """The host's end of the guest's exec channel, when ``exec`` is not used."""
+        return self._exec
+
+    @property
+    def agent(self) -> Connection:
+        """The guest's agent."""
+        if self._agent is None:
+            from kvmpv.agent.client import Connection
+
+            self._agent = Connection(self._exec)
+        return self._agent
+
+    def exec(self, command: str | list[str], *, stdin: bytes = b"") -> Completed:
+        """Run a command as root in the guest and return what it came to.
+
+        Raises GuestCrash, or KvmpvError, when the guest ends before the command does.
+        """
+        try:
+            return Completed(*self.agent.capture(command, stdin=stdin))
+        except KvmpvError:
+            if self.wait(timeout=1.0) is not None:
+                self.wait_for_end().check()
+            raise
+
+    # ---- control
+
+    def control(self, line: str) -> dict[str, str]:
+        """Send a line to the control socket; return the words of its answer. See docs/control.md.
+
+        Raises KvmpvError when the domain refuses or is gone.
+        """
+        try:
+            connection = self._directory.connect()
+        except OSError:
+            raise KvmpvError(f"the domain {self.config.name!r} is gone") from None
+        try:
+            connection.sendall(line.encode() + b"\n")
+            answer = b""
+            while not answer.endswith(b"\n"):
+                data = connection.recv(65536)
+                if not data:
+                    raise KvmpvError(f"the domain {self.config.name!r} is gone")
+                answer += data
+        except OSError:
+            raise KvmpvError(f"the domain {self.config.name!r} is gone") from None
+        finally:
+            connection.close()
+        verdict, _, text = answer.decode().strip().partition(" ")
+        if verdict != "ok":
+            raise KvmpvError(text)
+        return dict(word.split("=", 1) for word in text.split())
+
+    def pause(self) -> None:
+        """Stop all vCPUs between two instructions."""
+        self.control("pause")
+
+    def resume(self) -> None:
+        """Let the vCPUs run on; the guest's clock is told."""
+        self.control("resume")
+
+    def request_poweroff(self) -> None:
+        """Ask the guest to power off in good order."""
+        self.control("poweroff")
+
+    def request_reboot(self) -> None:
+        """Ask the guest to reboot in good order."""
+        self.control("reboot")
+
+    def sysrq(self, key: str) -> None:
+        """Press a magic SysRq key in the guest."""
+        self.control(f"sysrq {key}")
+
+    def set_vcpus(self, count: int) -> None:
+        """Ask the guest to bring ``count`` vCPUs online, and the others offline."""
+        self.control(f"vcpus {count}")
+
+    def set_window(self, columns: int, rows: int) -> None:
+        """Tell the guest's terminal its size."""
+        self.control(f"window {columns} {rows}")
+
+    def status(self) -> dict[str, str]:
+        """Return the domain's state: ``state`` (running or paused), ``vcpus``, ``boots``."""
+        return self.control("status")
+
+    def stats(self) -> dict[str, int]:
+        """Return what is counted about the domain until now, by name."""
+        return {key: int(value) for key, value in self.control("stats").items()}
+
+    # ---- the end
+
+    def wait(self, timeout: float | None = None) -> End | None:
+        """Wait for the domain's end; return None when ``timeout`` seconds pass before it."""
+        if self._end is None:
+            ready, _, _ = select.select([self._pidfd], [], [], timeout)
+            if not ready:
+                return None
+            os.waitpid(self.pid, 0)
+            self._end = self._collect()
+        return self._end
+
+    def wait_for_end(self) -> End:
+        """Wait for the domain's end, however long it takes."""
+        end = self.wait()
+        assert end is not None
+        return end
+
+    def poweroff(self, timeout: float = SETTLE) -> End:
+        """Ask the guest to power off; end it when it has not within ``timeout`` seconds."""
+        if self._end is None:
+            try:
+                self.request_poweroff()
+            except KvmpvError:
+                pass  # it is ending by itself
+        return self.wait(timeout) or self.kill()
+
+    def kill(self) -> End:
+        """End the domain at once."""
+        if self._end is None:
+            os.kill(self.pid, signal.SIGTERM)
+            if self.wait(timeout=2.0) is None:
+                os.kill(self.pid, signal.SIGKILL)
+        return self.wait_for_end()
+
+    def close(self) -> None:
+        """End the domain if it still runs, and remove all that belongs to it."""
+        if self.pid:
+            self.kill()
+            self.pid = 0
+
+    def __enter__(self) -> Self:
+        return self if self.pid else self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _collect(self) -> End:
+        """Read how it ended, keep the crash report, and remove the folder."""
+        path = self._directory.path
+        facts = dict(
+            line.split("=", 1) for line in _read(f"{path}/end").splitlines() if "=" in line
+        )
+        report = _read(f"{path}/report")
+        if not facts or facts.get("kind") == "bug":
+            report += f"\nlog of the domain's process:\n{_read(f'{path}/log')}"
+        kept = _keep_report(self.config.name, report) if report else ""
+        for socket in (self._terminal, self._exec, self._lifeline):
+            socket.close()
+        os.close(self._pidfd)
+        os.close(self._log)
+        self._directory.close()
+        return End(facts, kept)
+
+
+def _read(path: str) -> str:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
+def _create(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise BadInput(f"cannot write {path}: {error.strerror}") from None
+
+
+def _keep_report(name: str, text: str) -> str:
+    folder = rundir.crash_folder()
+    path = f"{folder}/{name}-{time.strftime('%Y%m%dT%H%M%S')}.txt"
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError:
+        return ""  # a full disk must not hide how the domain ended
+    return path

@@ -1,0 +1,119 @@
+"""Start a VMM: open what it is to have, hand it over, and let it run."""
+
+from __future__ import annotations
+
+import _socket
+import fcntl
+import os
+import signal
+import sys
+import time
+
+from kvmpv.errors import BadInput, HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+    from kvmpv.toolstack.config import DomainConfig
+
+PROGRAM: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "vmm", "__main__.py")
+SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+GAP_START: Final = 3 << 30  # where RAM below 4 GiB ends: docs/abi/boot.md
+GAP_END: Final = 4 << 30
+
+KVM_REMEDIES: Final = {
+    2: "load it with 'modprobe kvm_amd' or 'modprobe kvm_intel', or use scripts/devbox",
+    13: "join the group that owns it: 'usermod -aG kvm USER', then log in again",
+}
+
+
+class Descriptors:
+    """The descriptors that a VMM is to inherit, by the names that its orders have for them."""
+
+    __slots__ = ("_fds", "words")
+
+    def __init__(self) -> None:
+        self._fds: list[int] = []
+        self.words: list[str] = []
+
+    def give(self, key: str, fd: int) -> None:
+        """Hand a descriptor over under a key; it is closed here by ``close``."""
+        self._fds.append(fd)
+        self.words.append(f"{key}={fd}")
+
+    def give_memory(self, size: int) -> None:
+        """Hand guest memory over, in one sealed memfd."""
+        fd = os.memfd_create("kvmpv-guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self._fds.append(fd)
+        try:
+            os.ftruncate(fd, size)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
+        except OSError as error:
+            raise HostError(f"cannot make {size} bytes of guest memory: {error.strerror}") from None
+        below = min(size, GAP_START)
+        self.words.append(f"memory=0:{below:#x}:{fd}:0")
+        if size > below:
+            self.words.append(f"memory={GAP_END:#x}:{size - below:#x}:{fd}:{below:#x}")
+
+    def actions(self) -> list[tuple[int, int, int]]:
+        """Return posix_spawn's file actions: a dup2 onto itself makes a descriptor inherited."""
+        return [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in self._fds]
+
+    def close(self) -> None:
+        """Close them all on this side."""
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+
+
+def open_kvm() -> int:
+    """Open /dev/kvm; raise ``HostError`` with the remedy."""
+    try:
+        return os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        hint = KVM_REMEDIES.get(error.errno, "see kvmpv doctor")
+        raise HostError(f"cannot open /dev/kvm: {error.strerror}", hint=hint) from None
+
+
+def open_file(what: str, path: str) -> int:
+    """Open a file that a user named, for reading."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise BadInput(f"cannot open the {what} {path}: {error.strerror}") from None
+    if os.path.isdir(path):
+        os.close(fd)
+        raise BadInput(f"the {what} {path} is a folder")
+    return fd
+
+
+def socket_pair() -> tuple[_socket.socket, int]:
+    """Return our end of a stream and the descriptor of the other."""
+    ours, theirs = _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    return ours, theirs.detach()
+
+
+def spawn(config: DomainConfig, descriptors: Descriptors, log: int, cmdline: str) -> int:
+    """Start the VMM in a session of its own; return its process id."""
+    arguments = [
+        sys.executable, "-I", "-S", PROGRAM,
+        f"name={config.name}", f"vcpus={config.vcpus}", f"max_vcpus={config.max_vcpus}",
+        f"cpu={config.cpu}", f"stats={int(config.stats)}", f"instance={os.urandom(16).hex()}",
+        f"started={time.monotonic_ns()}", *descriptors.words, f"cmdline={cmdline}",
+    ]  # fmt: skip
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+        (os.POSIX_SPAWN_DUP2, log, 1),
+        (os.POSIX_SPAWN_DUP2, log, 2),
+        *descriptors.actions(),
+    ]
+    return os.posix_spawn(
+        sys.executable,
+        arguments,
+        {"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8"},
+        file_actions=actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=(signal.SIGPIPE, signal.SIGINT, signal.SIGTERM),
+    )

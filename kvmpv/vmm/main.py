@@ -1,0 +1,207 @@
+"""One domain's process: it puts the machine and the handlers together, and watches over them.
+
+The main thread waits in one epoll: for the control socket, the ports, its owner and the machine's
+end. The vCPUs run in threads of their own. Nothing is opened or imported after ``main`` begins.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+import signal
+import time
+
+from kvmpv import memory
+from kvmpv.errors import KvmpvError
+from kvmpv.hypercall.events import EventChannels
+from kvmpv.hypercall.ports import READABLE, WRITABLE, Port, Ports
+from kvmpv.hypercall.requests import Requests
+from kvmpv.hypercall.scheduling import Scheduling
+from kvmpv.hypercall.table import Version, handlers
+from kvmpv.hypercall.vcpus import Vcpus
+from kvmpv.kvm import System, kick_signal
+from kvmpv.machine import report
+from kvmpv.machine.boot import BootInfo
+from kvmpv.machine.cpu_model import CpuModel
+from kvmpv.machine.machine import Machine
+from kvmpv.machine.processor import KICK_SIGNAL
+from kvmpv.vmm.control import Control
+from kvmpv.vmm.counters import counters
+from kvmpv.vmm.orders import Orders, parse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+STARTED_WELL = ("poweroff", "reboot", "killed")
+
+
+class Domain:
+    """The domain that this process is, across its reboots."""
+
+    def __init__(self, orders: Orders) -> None:
+        self.orders = orders
+        self.times: dict[str, int] = {"main": time.monotonic_ns()}
+        self.boots = 0
+        self.system = System(orders.kvm)
+        self.memory = memory.map_regions(orders.memory)
+        self.model = CpuModel(orders.cpu)
+        self.ports = [_port(orders.terminal), _port(orders.exec)]
+        self.epoll = select.epoll()
+        self._ready: dict[int, Callable[[int], None]] = {}
+        self._killed = ""
+        signal.signal(signal.SIGTERM, lambda *_: self.kill("the domain's process was terminated"))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if orders.lifeline >= 0:
+            self.watch(orders.lifeline, lambda _: self.kill("the domain's owner is gone"))
+        for number, port in enumerate(self.ports):
+            if port.open:
+                self._ready[port.socket.fileno()] = self._notify(number)
+                self.epoll.register(port.socket.fileno(), 0)
+        self.control = Control(self, orders.control) if orders.control >= 0 else None
+
+    # ---- descriptors
+
+    def watch(self, fd: int, ready: Callable[[int], None]) -> None:
+        """Call ``ready`` with the events whenever ``fd`` is readable or hung up."""
+        self._ready[fd] = ready
+        self.epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        """Watch a descriptor no more."""
+        del self._ready[fd]
+        self.epoll.unregister(fd)
+
+    def _notify(self, number: int) -> Callable[[int], None]:
+        return lambda _: self.guest_ports.notify(number)
+
+    def _arm(self, number: int, waits: int) -> None:
+        """Send the port's event once it is ready; called from a vCPU's thread."""
+        events = select.EPOLLONESHOT
+        events |= select.EPOLLIN | select.EPOLLRDHUP if waits & READABLE else 0
+        events |= select.EPOLLOUT if waits & WRITABLE else 0
+        self.epoll.modify(self.ports[number].socket.fileno(), events)
+
+    # ---- life
+
+    def boot(self) -> Machine:
+        """Make the machine, load it, and start it."""
+        orders = self.orders
+        machine = Machine(self.system, self.memory, self.model, orders.max_vcpus)
+        self.times.setdefault("vm", time.monotonic_ns())
+        self.machine = machine
+        self._connect(machine)
+        self.watch(machine.ended, lambda _: None)
+        info = BootInfo(os.fsencode(orders.cmdline), list(range(orders.max_vcpus)), orders.vcpus)
+        info.generation = orders.generation
+        info.instance = bytes.fromhex(orders.instance).rjust(16, b"\0")
+        try:
+            machine.load(orders.kernel, orders.initrd, info)
+        except KvmpvError as error:
+            machine.end(-1, "bad-input", str(error))
+            return machine
+        if self._killed:
+            machine.end(-1, "killed", self._killed)
+            return machine
+        self.boots += 1
+        self.times.setdefault("run", time.monotonic_ns())
+        self.first_run = time.monotonic_ns()
+        machine.start()
+        return machine
+
+    def _connect(self, machine: Machine) -> None:
+        for port in self.ports:
+            port.reset()
+        self.version = Version()
+        self.events = EventChannels(self.memory, machine.signal_msi)
+        self.guest_ports = Ports(self.memory, self.events, self.ports, self._arm)
+        self.requests = Requests(self.memory, self.events)
+        machine.handlers = handlers(
+            self.version,
+            self.guest_ports,
+            self.events,
+            self.requests,
+            Scheduling(self.memory, machine.end),
+            Vcpus(self.memory, machine.vcpu_up, machine.vcpu_down),
+        )
+
+    def run(self) -> int:
+        """Run the domain to its end, through its reboots; return the exit status."""
+        while True:
+            machine = self.boot()
+            while not machine.ending:
+                for fd, events in self.epoll.poll():
+                    self._ready[fd](events)
+            self.times["end"] = time.monotonic_ns()
+            self.unwatch(machine.ended)
+            again = machine.kind == "reboot" and not self._killed
+            if not again:
+                self._write_end(machine)
+            machine.close()
+            if not again:
+                return 0 if machine.kind in STARTED_WELL else 1
+            self.memory.clear()
+
+    def kill(self, why: str) -> None:
+        """End the domain at once."""
+        self._killed = why
+        if hasattr(self, "machine"):
+            self.machine.end(-1, "killed", why)
+
+    def ask(self, request: int, **values: int) -> bool:
+        """Ask something of the guest; return whether it listens."""
+        return self.requests.ask(request, **values)
+
+    # ---- the end
+
+    def _write_end(self, machine: Machine) -> None:
+        machine.stop()
+        facts = {"kind": machine.kind, "message": report.headline(machine)}
+        if machine.kind not in (*STARTED_WELL, "bad-input"):
+            text = report.write_report(machine, self.orders.name, self.guest_ports.last)
+            os.write(self.orders.report, text.encode())
+        if self.orders.stats:
+            facts.update({f"stat.{key}": str(value) for key, value in self.counters().items()})
+        lines = (f"{key}={_one_line(value)}\n" for key, value in facts.items())
+        os.write(self.orders.end, "".join(lines).encode())
+
+    def counters(self) -> dict[str, int]:
+        """Return all that is counted about this domain, by name."""
+        facts = counters(self.machine)
+        facts["events_sent"] = self.events.sent
+        facts["log_records"] = self.guest_ports.log_records
+        facts["log_bytes_dropped"] = self.guest_ports.log_dropped
+        facts["boots"] = self.boots
+        start = self.orders.started or self.times["main"]
+        for name, moment in self.times.items():
+            facts[f"ns_to_{name}"] = moment - start
+        return facts
+
+
+def _port(fd: int) -> Port:
+    if fd < 0:
+        return Port(None)
+    socket = _socket.socket(fileno=fd)
+    socket.setblocking(False)
+    return Port(socket)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
+
+
+def main(arguments: list[str]) -> None:
+    """Run the domain that the arguments describe, and leave without looking back."""
+    orders = parse(arguments)
+    kick_signal(KICK_SIGNAL)
+    try:
+        status = Domain(orders).run()
+    except KvmpvError as error:
+        facts = f"kind=bad-input\nmessage={_one_line(str(error))}\n"
+        os.write(orders.end, facts.encode())
+        status = 2
+    # No interpreter shutdown: everything that this process has, the kernel takes back faster.
+    os._exit(status)
+
+
