@@ -3,7 +3,7 @@
 ``KVM_*`` names and values are the kernel's own. ``FORMAT_*`` are struct format strings of the
 kernel's records, ``SIZE_*`` their sizes. ``RUN_*`` are places in the run page: the digits at
 the end of a name say which view of the page they index (``page8``, ``page32``, ``page64``).
-tests/unit/kvm/test_uapi.py holds all of it against the C compiler.
+tests/host/kvm/test_uapi.py holds all of it against the C compiler.
 """
 
 from __future__ import annotations
@@ -333,7 +333,7 @@ SIZE_MSR_FILTER: Final = 392
 SIZE_IRQCHIP: Final = 520
 SIZE_PIT_STATE2: Final = 112
 SIZE_STATS_HEADER: Final = 24
-SIZE_STATS_DESC: Final = 20
+SIZE_STATS_DESC: Final = 16
 
 # ---- the run page: what user space sets before KVM_RUN
 RUN_REQUEST_INTERRUPT_WINDOW8: Final = 0
