@@ -5,6 +5,7 @@
     ├── HostError         this host lacks or refuses something (exit status 2)
     ├── KvmError          an ioctl on /dev/kvm failed; carries errno
     ├── GuestCrash        the guest panicked, or its processor state is beyond going on
+    ├── AgentError        the agent in a guest or box is gone, or breaks its protocol
     └── LostBox           the dev box stopped beating: no verdict on what ran in it
 
 This module is imported by the VMM before it locks itself in: it imports nothing.
@@ -53,6 +54,12 @@ class GuestCrash(KvmpvError):
     def __init__(self, message: str, *, report: str = "") -> None:
         super().__init__(message, hint=f"full report: {report}" if report else "")
         self.report = report
+
+
+class AgentError(KvmpvError):
+    """Report an agent that is gone, or that does not speak its protocol."""
+
+    exit_status = 125
 
 
 class LostBox(KvmpvError):
