@@ -5,21 +5,36 @@
 
 static u8 buffer[4096];
 
+static u64 ram_end(void)
+{
+	const u8 *at = (const u8 *)start_info->memory;
+	u64 end = 0;
+	u32 i;
+
+	for (i = 0; i < start_info->memory_count; i++, at += start_info->memory_size) {
+		const struct kvmpv_memory_range *range = (const void *)at;
+
+		if (range->type == KVMPV_MEMORY_RAM)
+			end = range->address + range->length;
+	}
+	return end;
+}
+
 void command_log(void)
 {
 	static const char line[] = "a record of the log\n";
 	u64 length = sizeof(line) - 1;
-	u64 ram_end = 0x100000;
 
 	check("log", hypercall(KVMPV_HC_LOG, address_of(line), length, 0), (long)length);
 	check("log-empty", hypercall(KVMPV_HC_LOG, address_of(line), 0, 0), 0);
-	check("log-too-long", hypercall(KVMPV_HC_LOG, ram_end, KVMPV_MAX_BUFFER + 1, 0),
+	check("log-too-long", hypercall(KVMPV_HC_LOG, 0x100000, KVMPV_MAX_BUFFER + 1, 0),
 	      -KVMPV_EMSGSIZE);
-	check("log-huge", hypercall(KVMPV_HC_LOG, ram_end, ~0ul, 0), -KVMPV_EMSGSIZE);
+	check("log-huge", hypercall(KVMPV_HC_LOG, 0x100000, ~0ul, 0), -KVMPV_EMSGSIZE);
 	check("log-unmapped", hypercall(KVMPV_HC_LOG, 0xd0000000, 16, 0), -KVMPV_EFAULT);
 	check("log-beyond", hypercall(KVMPV_HC_LOG, 1ul << 45, 16, 0), -KVMPV_EFAULT);
 	check("log-wraps", hypercall(KVMPV_HC_LOG, ~0ul - 7, 16, 0), -KVMPV_EFAULT);
-	check("log-gap", hypercall(KVMPV_HC_LOG, 0x9fff0, 32, 0), -KVMPV_EFAULT);
+	check("log-last", hypercall(KVMPV_HC_LOG, ram_end() - 1, 1, 0), 1);
+	check("log-leaves", hypercall(KVMPV_HC_LOG, ram_end() - 1, 2, 0), -KVMPV_EFAULT);
 }
 
 static long status(u32 port, struct kvmpv_port_status *record)
