@@ -17,9 +17,7 @@ def buffer(memory: GuestMemory, address: int, length: int) -> memoryview | int:
     return -abi.EFAULT if found is None else found
 
 
-def record(
-    memory: GuestMemory, address: int, version: int, layout: abi.Layout
-) -> memoryview | int:
+def record(memory: GuestMemory, address: int, version: int, layout: abi.Layout) -> memoryview | int:
     """Return a guest's record, as far as this side knows it, or a negative errno."""
     head = memory.slice(address, 4)
     if head is None:

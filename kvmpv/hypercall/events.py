@@ -76,11 +76,11 @@ class EventChannels:
 
     def send(self, channel: int) -> int:
         """Send the channel's event from any thread; return 0 or a negative errno."""
-        message = self._channels.get(channel, False)
-        if not message:
-            return -abi.ENOTCONN if message is None else -abi.ENOENT
+        message = self._channels.get(channel)
+        if message is None:
+            return -abi.ENOTCONN if channel in self._channels else -abi.ENOENT
         self.sent += 1
-        self._signal(*message)
+        self._signal(message[0], message[1])
         return 0
 
     def close(self, _cpu: int, channel: int, *_: int) -> int:

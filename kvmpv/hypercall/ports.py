@@ -192,4 +192,3 @@ class Ports:
         for port in self._ports:
             if port.channel == channel:
                 port.channel = abi.NO_CHANNEL
-

@@ -1,6 +1,6 @@
 """Write what a guest finds at its entry: start info, boot_params, page tables, registers.
 
-docs/abi/boot.md is the contract; boot_params is Linux's zero page (Documentation/x86/zero-page.rst).
+docs/abi/boot.md is the contract; boot_params is Linux's zero page (zero-page.rst in its sources).
 """
 
 from __future__ import annotations

@@ -48,10 +48,13 @@ FEATURES: Final[dict[str, Bit]] = {
         7, 0, "ecx",
         "avx512vbmi:1 umip:2 pku:3 waitpkg:5 gfni:8 vaes:9 vpclmulqdq:10 la57:16 rdpid:22",
     ),
-    **_bits(7, 0, "edx", "fsrm:4 md_clear:10 serialize:14 ibt:20 spec_ctrl:26 arch_capabilities:29"),
+    **_bits(
+        7, 0, "edx", "fsrm:4 md_clear:10 serialize:14 ibt:20 spec_ctrl:26 arch_capabilities:29"
+    ),
     **_bits(0xD, 1, "eax", "xsaveopt:0 xsavec:1 xgetbv1:2 xsaves:3"),
     **_bits(
-        0x80000001, 0, "ecx", "lahf_lm:0 svm:2 abm:5 sse4a:6 misalignsse:7 topoext:22 perfctr_core:23"
+        0x80000001, 0, "ecx",
+        "lahf_lm:0 svm:2 abm:5 sse4a:6 misalignsse:7 topoext:22 perfctr_core:23",
     ),
     **_bits(0x80000001, 0, "edx", "syscall:11 nx:20 mmxext:22 pdpe1gb:26 rdtscp:27 lm:29"),
     **_bits(0x80000007, 0, "edx", "constant_tsc:8"),
@@ -68,7 +71,7 @@ NEEDED: Final = frozenset(("tsc", "lm", "cmov", "fxsr", "sse", "sse2"))
 
 
 class CpuModel:
-    """A parsed ``--cpu``: ``host``, then ``,-NAME`` to hide a feature and ``,+NAME`` to show one."""
+    """A parsed ``--cpu``: ``host``, then ``,-NAME`` hides a feature and ``,+NAME`` shows one."""
 
     __slots__ = ("hide", "show")
 

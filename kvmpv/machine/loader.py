@@ -94,14 +94,14 @@ def _load_bzimage(memory: GuestMemory, fd: int, head: bytes) -> Kernel:
     if head[0x202:0x206] != b"HdrS":
         raise BadInput("the kernel is neither an ELF file nor a bzImage", hint="see --kernel")
     sectors = head[0x1F1] or 4
-    version, = struct.unpack_from("<H", head, 0x206)
-    flags, = struct.unpack_from("<H", head, 0x236)
-    init_size, = struct.unpack_from("<I", head, 0x260)
+    (version,) = struct.unpack_from("<H", head, 0x206)
+    (flags,) = struct.unpack_from("<H", head, 0x236)
+    (init_size,) = struct.unpack_from("<I", head, 0x260)
     if version < 0x20C or not flags & XLF_KERNEL_64:
         raise BadInput("the kernel is a bzImage without a 64-bit entry point")
     start = (sectors + 1) * 512
     length = os.fstat(fd).st_size - start
-    size, = struct.unpack_from("<I", head, 0x1F4)
+    (size,) = struct.unpack_from("<I", head, 0x1F4)
     if length < size * 16:
         raise BadInput(f"the kernel is truncated: {size * 16 - length} bytes are missing")
     _check_segment(memory, BZIMAGE_LOAD, length, max(length, init_size))
@@ -122,7 +122,7 @@ def load_initrd(memory: GuestMemory, fd: int, kernel: Kernel) -> tuple[int, int]
     address = (top - size) & ~(PAGE - 1)
     if address < kernel.end:
         raise BadInput(
-            f"the initrd of {(size + MIB - 1) // MIB} MiB does not fit into memory beside the kernel",
+            f"the initrd of {size:,} bytes does not fit into memory beside the kernel",
             hint="see --memory",
         )
     memory.readinto(address, size, fd, 0)

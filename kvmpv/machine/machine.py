@@ -18,6 +18,7 @@ from kvmpv.machine.processor import Processor
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Final
 
     from kvmpv.hypercall.table import Handler
@@ -44,6 +45,7 @@ class Machine:
         self.max_vcpus = max_vcpus
         self.handlers: dict[int, Handler] = {}
         self.processors: dict[int, Processor] = {}
+        self.trace: Callable[[Processor], None] | None = None
         self.paused = self.ending = False
         self.resume_lock = _thread.allocate_lock()
         self.kind = self.message = self.detail = ""
@@ -215,9 +217,5 @@ def _reset(processor: Processor, start: abi.VcpuStart) -> None:
     sregs = _flat_state(processor, start.cr0, start.cr3, start.cr4, start.efer)
     vcpu.set_sregs(sregs)
     vcpu.set_lapic(processor.reset_lapic)
-    vcpu.set_regs(
-        rip=start.rip, rsp=start.rsp, rdi=start.rdi, rsi=start.rsi, rflags=RFLAGS
-    )
+    vcpu.set_regs(rip=start.rip, rsp=start.rsp, rdi=start.rdi, rsi=start.rsi, rflags=RFLAGS)
     vcpu.set_mp_state(uapi.KVM_MP_STATE_RUNNABLE)
-
-

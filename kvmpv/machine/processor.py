@@ -26,6 +26,11 @@ MASK64: Final = (1 << 64) - 1
 REGS: Final = uapi.KVM_SYNC_X86_REGS
 SREGS: Final = uapi.KVM_SYNC_X86_SREGS
 GATE: Final = uapi.port_word(abi.GATE_PORT_NUMBER, 4)
+UNKNOWN: Final = -1  # the number that all unknown calls are counted under
+
+
+def _unknown(_cpu: int, *_: int) -> int:
+    return -abi.ENOSYS
 
 
 class Processor:
@@ -100,26 +105,24 @@ class Processor:
                 if not self._other_exit():
                     return
                 continue
-            if page8[uapi.RUN_SS_DPL8] or not page8[uapi.RUN_CS_L8]:
-                result: int | None = -abi.EPERM
-            else:
+            result: int | None = -abi.EPERM
+            if page8[uapi.RUN_CS_L8] and not page8[uapi.RUN_SS_DPL8]:
                 number = page64[uapi.RUN_RAX64]
                 handler = handlers.get(number)
                 if handler is None:
-                    result = -abi.ENOSYS
-                else:
-                    calls[number] = calls.get(number, 0) + 1
-                    result = handler(
-                        index,
-                        page64[uapi.RUN_RDI64],
-                        page64[uapi.RUN_RSI64],
-                        page64[uapi.RUN_R8_64],
-                        page64[uapi.RUN_R9_64],
-                        page64[uapi.RUN_R10_64],
-                    )
-                    if result is None:
-                        vcpu.complete_exit()
-                        return
+                    number, handler = UNKNOWN, _unknown
+                calls[number] = calls.get(number, 0) + 1
+                result = handler(
+                    index,
+                    page64[uapi.RUN_RDI64],
+                    page64[uapi.RUN_RSI64],
+                    page64[uapi.RUN_R8_64],
+                    page64[uapi.RUN_R9_64],
+                    page64[uapi.RUN_R10_64],
+                )
+                if result is None:
+                    vcpu.complete_exit()
+                    return
             page64[uapi.RUN_RAX64] = result & MASK64
             page64[uapi.RUN_DIRTY_REGS64] = REGS
 
@@ -147,6 +150,8 @@ class Processor:
         page8, page32 = self.vcpu.page8, self.vcpu.page32
         reason = page32[uapi.RUN_EXIT_REASON32]
         self.exits[reason] = self.exits.get(reason, 0) + 1
+        if self._machine.trace is not None:
+            self._machine.trace(self)
         if reason == uapi.KVM_EXIT_IO:
             self._port()
         elif reason == uapi.KVM_EXIT_MMIO:

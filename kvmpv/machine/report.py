@@ -81,9 +81,13 @@ def write_report(machine: Machine, name: str, console: bytes) -> str:
 def _registers(machine: Machine, processor: Processor) -> list[str]:
     regs, sregs = processor.vcpu.regs(), processor.vcpu.sregs()
     lines = [f"vCPU {processor.index}:"]
-    pairs = [f"{name:>6}={value:016x}" for name, value in zip(regs.FIELDS, regs.values(), strict=True)]
+    pairs = [
+        f"{name:>6}={value:016x}" for name, value in zip(regs.FIELDS, regs.values(), strict=True)
+    ]
     lines += [" ".join(pairs[at : at + 4]) for at in range(0, len(pairs), 4)]
-    control = [f"{name:>6}={getattr(sregs, name):016x}" for name in ("cr0", "cr2", "cr3", "cr4", "efer")]
+    control = [
+        f"{name:>6}={getattr(sregs, name):016x}" for name in ("cr0", "cr2", "cr3", "cr4", "efer")
+    ]
     lines += [" ".join(control[:4]), control[4]]
     for name in ("cs", "ss", "ds", "es", "fs", "gs", "tr"):
         segment = getattr(sregs, name)

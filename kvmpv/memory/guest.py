@@ -110,7 +110,9 @@ class GuestMemory:
         for region in self.regions:
             start = gpa - region.gpa
             if 0 <= start < region.size:
-                return region.view[start : start + length] if length <= region.size - start else None
+                return (
+                    region.view[start : start + length] if length <= region.size - start else None
+                )
         return None
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
@@ -164,7 +166,7 @@ def map_regions(pieces: Iterable[tuple[int, int, int, int]]) -> GuestMemory:
     regions: list[Region] = []
     try:
         for gpa, size, fd, offset in pieces:
-            regions.append(Region(gpa, size, fd, offset))  # noqa: PERF401 (closed on error)
+            regions.append(Region(gpa, size, fd, offset))
         return GuestMemory(regions)
     except BaseException:
         for region in regions:

@@ -39,6 +39,7 @@ class DomainConfig:
     name: str
     cpu: str
     stats: bool
+    json: bool
     trace: str
 
 
@@ -62,7 +63,7 @@ def make(values: Mapping[str, object]) -> DomainConfig:
 
 
 def parse_arguments(arguments: list[str]) -> dict[str, object]:
-    """Return the options that a command line gives: ``--name VALUE``, ``--name=VALUE``, ``-m V``."""
+    """Return what a command line gives: ``--name VALUE``, ``--name=VALUE``, ``-m VALUE``."""
     values: dict[str, object] = {}
     rest = iter(arguments)
     for argument in rest:

@@ -179,7 +179,7 @@ class Domain:
         Raises GuestCrash, or KvmpvError, when the guest ends before the command does.
         """
         try:
-            return Completed(*self.agent.capture(command, stdin=stdin))
+            return Completed(*self.agent.capture(command, data=stdin))
         except KvmpvError:
             if self.wait(timeout=1.0) is not None:
                 self.wait_for_end().check()
@@ -279,10 +279,15 @@ class Domain:
     def kill(self) -> End:
         """End the domain at once."""
         if self._end is None:
-            os.kill(self.pid, signal.SIGTERM)
+            self.terminate()
             if self.wait(timeout=2.0) is None:
                 os.kill(self.pid, signal.SIGKILL)
         return self.wait_for_end()
+
+    def terminate(self) -> None:
+        """End the domain without waiting for it; safe in a signal handler."""
+        if self._end is None:
+            os.kill(self.pid, signal.SIGTERM)
 
     def close(self) -> None:
         """End the domain if it still runs, and remove all that belongs to it."""

@@ -72,7 +72,7 @@ def open_kvm() -> int:
     try:
         return os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        hint = KVM_REMEDIES.get(error.errno, "see kvmpv doctor")
+        hint = KVM_REMEDIES.get(error.errno or 0, "see kvmpv doctor")
         raise HostError(f"cannot open /dev/kvm: {error.strerror}", hint=hint) from None
 
 
@@ -99,8 +99,8 @@ def spawn(config: DomainConfig, descriptors: Descriptors, log: int, cmdline: str
     arguments = [
         sys.executable, "-I", "-S", PROGRAM,
         f"name={config.name}", f"vcpus={config.vcpus}", f"max_vcpus={config.max_vcpus}",
-        f"cpu={config.cpu}", f"stats={int(config.stats)}", f"instance={os.urandom(16).hex()}",
-        f"started={time.monotonic_ns()}", *descriptors.words, f"cmdline={cmdline}",
+        f"cpu={config.cpu}", f"stats={int(config.stats or config.json)}",
+        f"instance={os.urandom(16).hex()}", f"started={time.monotonic_ns()}", *descriptors.words, f"cmdline={cmdline}",
     ]  # fmt: skip
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),

@@ -7,6 +7,6 @@ import sys
 
 sys.path.insert(0, __file__.rsplit("/", 3)[0])
 
-from kvmpv.vmm.main import main  # noqa: E402
+from kvmpv.vmm.main import main
 
 main(sys.argv[1:])

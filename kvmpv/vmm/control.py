@@ -47,7 +47,7 @@ class Control:
 
     def _accept(self, _events: int) -> None:
         try:
-            fd, _ = self._listener._accept()
+            fd, _ = self._listener._accept()  # type: ignore[attr-defined]
         except OSError:
             return
         connection = _socket.socket(fileno=fd)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kvmpv import abi
 from kvmpv.kvm import exits
+from kvmpv.machine.processor import UNKNOWN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
     from kvmpv.machine.machine import Machine
 
-CALLS: Final = {
+CALLS: Final = {UNKNOWN: "unknown"} | {
     value: name[3:].lower() for name, value in vars(abi).items() if name.startswith("HC_")
 }
 

@@ -29,6 +29,7 @@ from kvmpv.machine.processor import KICK_SIGNAL
 from kvmpv.vmm.control import Control
 from kvmpv.vmm.counters import counters
 from kvmpv.vmm.orders import Orders, parse
+from kvmpv.vmm.trace import Trace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -125,6 +126,10 @@ class Domain:
             Scheduling(self.memory, machine.end),
             Vcpus(self.memory, machine.vcpu_up, machine.vcpu_down),
         )
+        if self.orders.trace >= 0:
+            trace = Trace(self.orders.trace)
+            machine.handlers = trace.handlers(machine.handlers)
+            machine.trace = trace.exit
 
     def run(self) -> int:
         """Run the domain to its end, through its reboots; return the exit status."""
@@ -159,7 +164,7 @@ class Domain:
         machine.stop()
         facts = {"kind": machine.kind, "message": report.headline(machine)}
         if machine.kind not in (*STARTED_WELL, "bad-input"):
-            text = report.write_report(machine, self.orders.name, self.guest_ports.last)
+            text = report.write_report(machine, self.orders.name, bytes(self.guest_ports.last))
             os.write(self.orders.report, text.encode())
         if self.orders.stats:
             facts.update({f"stat.{key}": str(value) for key, value in self.counters().items()})
@@ -203,5 +208,3 @@ def main(arguments: list[str]) -> None:
         status = 2
     # No interpreter shutdown: everything that this process has, the kernel takes back faster.
     os._exit(status)
-
-

@@ -1,0 +1,44 @@
+"""The command's entry: ``kvmpv run`` goes its short way, all else through typer.
+
+typer alone takes longer to import than a guest to start, so ``run`` does without; both use the one
+table of options in kvmpv/toolstack/options.py.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from kvmpv.errors import KvmpvError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def main() -> int:
+    """Run the command that this process was started as; return its exit status."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["run"] and "--help" not in arguments and "-h" not in arguments:
+        from kvmpv.cli.run import run
+
+        return guarded(lambda: run(arguments[1:]))
+    from kvmpv.cli.app import app
+
+    return guarded(app)
+
+
+def guarded(command: Callable[[], object]) -> int:
+    """Run a command; turn what it raises into one line on stderr and an exit status."""
+    try:
+        result = command()
+        return result if isinstance(result, int) else 0
+    except KvmpvError as error:
+        print(f"kvmpv: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone; do not let the interpreter complain at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

@@ -1,0 +1,104 @@
+"""``kvmpv run``: one domain in the foreground, with its console or one command's output."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from kvmpv.cli.terminal import Terminal
+from kvmpv.errors import AgentError, BadInput, KvmpvError
+from kvmpv.toolstack.config import parse_arguments
+from kvmpv.toolstack.domain import KILLED, Domain, End
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import FrameType
+
+
+def run(arguments: list[str]) -> int:
+    """Run a domain from ``kvmpv run``'s arguments to its end; return the exit status."""
+    domain = Domain(**parse_arguments(arguments))
+    output = _console(domain)
+    with domain:
+        _follow_signals(domain)
+        if domain.config.exec:
+            status, end = _run_command(domain, output)
+        else:
+            end = Terminal(domain, output).relay()
+            status = end.status
+        if domain.config.stats or domain.config.json:
+            _print_cost(end, domain.config.json)
+    end.check()
+    return status
+
+
+def _console(domain: Domain) -> int | None:
+    """Return the descriptor that the guest's console goes to."""
+    where = domain.config.console or ("none" if domain.config.exec else "terminal")
+    if where == "none":
+        return None
+    if where == "terminal":
+        return 2 if domain.config.exec else 1
+    try:
+        return os.open(where, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise BadInput(f"cannot write the console to {where}: {error.strerror}") from None
+
+
+def _follow_signals(domain: Domain) -> None:
+    """Ask the guest to power off at the first Ctrl-C; end it at the second, or at SIGTERM."""
+    asked = False
+
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            domain.terminate()
+            return
+        asked = True
+        print("kvmpv: asked the guest to power off; Ctrl-C again ends it", file=sys.stderr)
+        try:
+            if domain.control("poweroff").get("heard") == "no":
+                print("kvmpv: the guest does not listen to requests (yet)", file=sys.stderr)
+        except KvmpvError:
+            pass  # it is ending already
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, lambda *_: domain.terminate())
+    signal.signal(signal.SIGHUP, lambda *_: domain.terminate())
+
+
+def _run_command(domain: Domain, output: int | None) -> tuple[int, End]:
+    drain = Terminal(domain, output).drain_in_background() if output is not None else None
+    try:
+        status = domain.agent.run(domain.config.exec, stdin=0, stdout=1, stderr=2, poweroff=True)
+    except AgentError as error:
+        end = domain.wait(timeout=2.0) or domain.kill()
+        end.check()
+        if end.status == KILLED:
+            return KILLED, end
+        raise AgentError(f"the guest ended before the command did: {error.message}") from None
+    end = domain.wait(timeout=5.0) or domain.kill()
+    if drain is not None:
+        drain.acquire()
+    return status, end
+
+
+def _print_cost(end: End, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        facts = {"kind": end.kind, "message": end.message, "report": end.report, "stats": end.stats}
+        print(json.dumps(facts), file=sys.stderr)
+        return
+    times = {key: value for key, value in end.stats.items() if key.startswith("ns_to_")}
+    for key, value in end.stats.items():
+        if key not in times and value:
+            print(f"{key:32} {value:>14}", file=sys.stderr)
+    before = 0
+    for key, value in times.items():
+        print(
+            f"{'ms_to_' + key[6:]:32} {value / 1e6:>14.2f}  (+{(value - before) / 1e6:.2f})",
+            file=sys.stderr,
+        )
+        before = value
