@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 
 from kvmpv.cli.terminal import Terminal
@@ -13,7 +12,10 @@ from kvmpv.toolstack.domain import KILLED, Domain, End
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from types import FrameType
+else:
+    import _signal as signal  # signal itself imports enum, which takes a third of our start
 
 
 def run(arguments: list[str]) -> int:

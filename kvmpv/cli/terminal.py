@@ -5,7 +5,6 @@ from __future__ import annotations
 import _thread
 import os
 import select
-import signal
 import sys
 import termios
 
@@ -13,9 +12,12 @@ from kvmpv.errors import KvmpvError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from typing import Any, Final
 
     from kvmpv.toolstack.domain import Domain, End
+else:
+    import _signal as signal  # signal itself imports enum, which takes a third of our start
 
 LEAVE: Final = b"\x1d"  # Ctrl-]
 CHUNK: Final = 65536

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import _thread
 import errno
-import signal
 
 from kvmpv import abi
 from kvmpv.errors import KvmError
@@ -16,10 +15,13 @@ from kvmpv.kvm import uapi
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import signal
     from typing import Final
 
     from kvmpv.kvm import Vcpu
     from kvmpv.machine.machine import Machine
+else:
+    import _signal as signal  # signal itself imports enum, which takes a third of our start
 
 KICK_SIGNAL: Final = signal.SIGRTMIN + 1
 MASK64: Final = (1 << 64) - 1
@@ -105,7 +107,6 @@ class Processor:
                 if not self._other_exit():
                     return
                 continue
-            result: int | None = -abi.EPERM
             if page8[uapi.RUN_CS_L8] and not page8[uapi.RUN_SS_DPL8]:
                 number = page64[uapi.RUN_RAX64]
                 handler = handlers.get(number)
@@ -123,6 +124,8 @@ class Processor:
                 if result is None:
                     vcpu.complete_exit()
                     return
+            else:
+                result = -abi.EPERM
             page64[uapi.RUN_RAX64] = result & MASK64
             page64[uapi.RUN_DIRTY_REGS64] = REGS
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
 
 from kvmpv.errors import BadInput, GuestCrash, KvmpvError
@@ -14,10 +13,13 @@ from kvmpv.toolstack import defaults, rundir, vmm
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
+    import signal
     from types import TracebackType
     from typing import Final, Self
 
     from kvmpv.agent.client import Connection
+else:
+    import _signal as signal  # signal itself imports enum, which takes a third of our start
 
 # Exit statuses of a domain that did not end as its guest meant it to.
 CRASHED: Final = 125  # panic or triple fault: the guest's own fault

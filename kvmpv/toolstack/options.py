@@ -30,17 +30,17 @@ class Option:
 
 OPTIONS: Final = (
     Option("kernel", str, "", "PATH", "An ELF vmlinux or a bzImage. Default: the patched one."),
-    Option("initrd", str, "", "PATH", "Initial RAM disk. Default: a shell, with the patched kernel."),
+    Option("initrd", str, "", "PATH", "Initial RAM disk. Default: our shell, if our kernel."),
     Option("memory", "size", 256 << 20, "SIZE", "Guest memory, such as 64M or 2G.", "-m"),
     Option("vcpus", int, 1, "N", "vCPUs at boot.", "-c"),
     Option("max_vcpus", int, 0, "N", "vCPUs that may come online later. Default: as --vcpus."),
     Option("cmdline", str, "", "TEXT", "Kernel command line, behind 'loglevel=4'."),
     Option("exec", str, "", "CMD", "Run CMD as root in the guest, then end with its status."),
-    Option("console", str, "", "WHERE", "'terminal', 'none', or a file. Default: none with --exec."),
+    Option("console", str, "", "WHERE", "'terminal', 'none', or a file. Default: none with --exec"),
     Option("name", str, "", "NAME", "Name of the domain; no two that run may share it.", "-n"),
     Option("cpu", str, "host", "MODEL", "'host', then ',-FEATURE' hides, ',+FEATURE' shows."),
     Option("stats", bool, False, "", "Print what the domain cost when it ends."),
-    Option("json", bool, False, "", "Print the end and the cost as JSON, on standard error."),
+    Option("json", bool, False, "", "Print the end and the cost as JSON on stderr."),
     Option("trace", str, "", "PATH", "Write a line for every exit to user space."),
     Option("config", str, "", "FILE", "TOML file with these options; the command line wins."),
 )  # fmt: skip
