@@ -32,7 +32,7 @@ def main(args: list[str]) -> int:
         except KeyboardInterrupt:
             print("scripts/run: interrupted; run it again to go on", file=sys.stderr)
             return 130
-    start(args)
+    return start(args)
 
 
 def start(args: list[str]) -> NoReturn:
@@ -45,7 +45,7 @@ def start(args: list[str]) -> NoReturn:
 
 
 def terminal(args: list[str]) -> list[str]:
-    """Ask the box for a terminal where the guest's console is on one; --exec keeps streams apart."""
+    """Ask the box for a terminal where ours is one; with --exec stdout and stderr stay apart."""
     executes = any(arg == "--exec" or arg.startswith("--exec=") for arg in args)
     return [] if executes or not (sys.stdin.isatty() and sys.stdout.isatty()) else ["--tty"]
 
