@@ -6,6 +6,7 @@
 
 #define JUNK_MAGIC	0x6b6e756a	/* "junk" */
 #define MSRS_MAGIC	0x7372736d	/* "msrs" */
+#define CHANGED		(1ul << 62)
 
 /* The initrd begins with this; count entries follow. */
 struct table {
@@ -47,7 +48,7 @@ static const void *entries(u32 magic, u32 *count)
 	return table + 1;
 }
 
-/* The result, or all ones but bit 0 if another register changed. */
+/* The result, or what no call returns if another register changed. */
 static u64 call(const struct junk *junk)
 {
 	u64 base = start_info->initrd, before[16], after[16];
@@ -67,7 +68,7 @@ static u64 call(const struct junk *junk)
 	call_with(after);
 	for (i = 1; i < 15; i++)
 		if (before[i] != after[i])
-			return ~1ul;
+			return CHANGED;
 	return after[0];
 }
 

@@ -1,0 +1,105 @@
+"""A hostile guest's storms, MSRs and jumps: the VMM stays small, silent, and in command."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.kvm import refguest
+from tests.kvm.junk import FAULT_GP, GUESTS_OWN, WORD, few_runs, touch_msrs
+from tests.kvm.refguest import Guest
+
+if TYPE_CHECKING:
+    from tests.kvm.junk import Msr
+
+
+@pytest.fixture(autouse=True)
+def crash_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+
+
+MSRS: Final = (
+    *(0x10, 0x1B, 0x3A, 0x8B, 0x174, 0x1A0, 0x1D9, 0x277, 0x2FF, 0x6E0, 0xC8F, 0xDA0),
+    *(0x4B564D00, 0x4B564D02, 0x4B564D03, 0x4B564D04, 0x4B505600, 0x40000000, 0x40000020),
+    *(0xC0000080, 0xC0000081, 0xC0000082, 0xC0000100, 0xC0000102, 0xC0000103, 0xC0010117),
+)
+
+
+MSR = st.tuples(st.sampled_from(MSRS) | st.integers(0, 0xFFFFFFFF), st.integers(0, 1), WORD)
+
+
+@few_runs
+@given(msrs=st.lists(MSR, min_size=1, max_size=40))
+def test_msr_junk_is_a_fault_in_the_guest(tmp_path: Path, msrs: list[Msr]) -> None:
+    end, results = touch_msrs(tmp_path, msrs)
+    # Some of these give KVM a guest's page to write to, and that may be the guest's own code.
+    assert end.kind in GUESTS_OWN
+    if end.kind == "poweroff":
+        assert set(results) <= {0, FAULT_GP}
+
+
+def test_unknown_msrs_fault_each_time(tmp_path: Path) -> None:
+    msrs = [(0x12345678, write, 1) for write in (0, 1)] * 500
+    end, results = touch_msrs(tmp_path, msrs)
+    assert end.kind == "poweroff"
+    assert results == [FAULT_GP] * len(msrs)
+
+
+NOWHERE: Final = ("0", "0x40000000", "0x800000000000", "0xd0000000", "0xfee00000", "0x80000")
+
+
+@pytest.mark.parametrize("to", NOWHERE)
+@pytest.mark.parametrize("idt", [0, 1])
+def test_jump_into_nowhere_is_the_guests_crash(to: str, idt: int) -> None:
+    end, guest = refguest.run(f"jump to={to} idt={idt}")
+    assert end.kind in GUESTS_OWN
+    assert "jump to" in guest.text
+
+
+def own_memory(pid: int) -> int:
+    """Return the process's anonymous memory in KiB; the guest's is a file's."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"^RssAnon:\s+(\d+) kB", status, re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.parametrize(
+    "storm",
+    [
+        "flood,halt n=500 size=65536",
+        "flood,halt n=5000 size=30",
+        "sendstorm,halt n=5000",
+        "bindstorm,halt n=2500",
+        "channels,channels,channels,halt",
+    ],
+)
+def test_storms_cost_the_vmm_neither_memory_nor_log(storm: str) -> None:
+    with Guest(storm) as guest:
+        guest.expect("halting")
+        domain = guest.domain
+        assert own_memory(domain.pid) < 32 << 10
+        assert Path(domain._directory.path, "log").stat().st_size == 0
+        assert domain.status()["state"] == "running"
+        assert domain.kill().kind == "killed"
+    assert guest.failures == []
+    assert "failed 0" in guest.text or "storm" not in storm
+
+
+def test_flood_that_nobody_reads_does_not_stop_the_guest() -> None:
+    with Guest("flood n=300 size=65536", stats=True) as guest:
+        end = guest.domain.wait(timeout=refguest.PATIENCE)
+    assert end is not None
+    assert end.kind == "poweroff"
+    assert end.stats["log_bytes_dropped"] > 200 * 65536
+
+
+def test_crash_report_of_a_flood_is_short() -> None:
+    end, _ = refguest.run("flood,crash n=50 size=65536 reason=enough")
+    assert (end.kind, end.message) == ("crash", "enough")
+    assert Path(end.report).stat().st_size < 200_000
