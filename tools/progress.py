@@ -74,9 +74,7 @@ class Step:
         self._out.flush()
 
 
-def run_step(
-    title: str, log: Path, argv: list[str], meter: Meter = lambda _line: None
-) -> None:
+def run_step(title: str, log: Path, argv: list[str], meter: Meter = lambda _line: None) -> None:
     """Run a command in the checkout behind a progress bar, with all its output in ``log``.
 
     ``meter`` turns a line of output into the part that is done. Raises StepFailed.

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LIGHT = ("abi", "kvm", "memory", "machine", "hypercall", "vmm", "toolstack")
-LIGHT_FILES = ("errors.py", "__init__.py", "agent/__init__.py", "agent/client.py", "cli/run.py")
+LIGHT_FILES = ("errors.py", "__init__.py", "agent/__init__.py", "agent/client.py")
+LIGHT_COMMANDS = ("cli/__init__.py", "cli/main.py", "cli/run.py", "cli/terminal.py")
 HEAVY = {
     "argparse",
     "asyncio",
@@ -36,7 +37,7 @@ HEAVY = {
 def light_files() -> list[Path]:
     """List the files that a domain's start may import."""
     whole = tree.below(*(f"kvmpv/{package}" for package in LIGHT))
-    single = [path for name in LIGHT_FILES if (path := tree.ROOT / "kvmpv" / name).exists()]
+    single = (tree.ROOT / "kvmpv" / name for name in LIGHT_FILES + LIGHT_COMMANDS)
     return sorted({*whole, *single})
 
 

@@ -21,6 +21,7 @@ NO_TESTS = 5
 
 CHECKS = {
     "ruff": [PYTHON, "-m", "ruff", "check", "--quiet"],
+    "format": [PYTHON, "-m", "ruff", "format", "--check", "--quiet"],
     "mypy": [PYTHON, "-m", "mypy", "--strict", "--no-error-summary"],
 }
 
