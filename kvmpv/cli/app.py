@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import kvmpv
+from kvmpv.cli import doctor
 from kvmpv.toolstack.options import OPTIONS
 
 app = typer.Typer(
@@ -87,3 +88,5 @@ _run.__annotations__ = {
     name: parameter.annotation for name, parameter in _run_signature().parameters.items()
 }
 app.command("run", help=RUN_HELP)(_run)
+
+app.command("doctor", help=doctor.HELP)(doctor.doctor)

@@ -68,7 +68,7 @@ def write_boot_structures(memory: GuestMemory, kernel: Kernel, info: BootInfo) -
     memory_map = layout.memory_map(memory.size)
     memory.write(layout.CMDLINE, cmdline)
     memory.write(layout.GDT, GDT_ENTRIES)
-    _write_page_tables(memory)
+    write_page_tables(memory)
     _write_boot_params(memory, kernel, info, memory_map)
     memory.write(layout.MEMORY_MAP, abi.pack_memory_map(memory_map))
     memory.write(layout.APIC_IDS, abi.pack_apic_ids(info.apic_ids))
@@ -110,8 +110,8 @@ def _write_boot_params(
     memory.write(layout.BOOT_PARAMS, page)
 
 
-def _write_page_tables(memory: GuestMemory) -> None:
-    """Map the first 4 GiB onto themselves with pages of 2 MiB."""
+def write_page_tables(memory: GuestMemory) -> None:
+    """Map the first 4 GiB onto themselves with pages of 2 MiB, as a guest finds them at entry."""
     upper = layout.PAGE_TABLES + layout.PAGE
     directories = upper + layout.PAGE
     memory.write(layout.PAGE_TABLES, struct.pack("<Q", upper | PRESENT_WRITABLE))

@@ -89,7 +89,7 @@ class Machine:
         vcpu = self._boot.vcpu
         info.tsc_khz = vcpu.tsc_khz()
         write_boot_structures(self.memory, loaded, info)
-        vcpu.set_sregs(_flat_state(self._boot, CR0, layout.PAGE_TABLES, CR4, EFER))
+        vcpu.set_sregs(flat_state(self._boot.reset_sregs, CR0, layout.PAGE_TABLES, CR4, EFER))
         vcpu.set_regs(
             rip=loaded.entry, rflags=RFLAGS, rsi=layout.BOOT_PARAMS, rdi=layout.START_INFO, rsp=0
         )
@@ -199,9 +199,9 @@ class Machine:
         os.close(self.ended)
 
 
-def _flat_state(processor: Processor, cr0: int, cr3: int, cr4: int, efer: int) -> Sregs:
+def flat_state(reset: Sregs, cr0: int, cr3: int, cr4: int, efer: int) -> Sregs:
     """Return the state of 64-bit mode with flat segments, on top of the state after reset."""
-    sregs = Sregs.unpack(processor.reset_sregs.pack())
+    sregs = Sregs.unpack(reset.pack())
     data = Segment.flat_data()
     sregs.cs = Segment.flat_code64()
     sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data
@@ -214,7 +214,7 @@ def _flat_state(processor: Processor, cr0: int, cr3: int, cr4: int, efer: int) -
 def _reset(processor: Processor, start: abi.VcpuStart) -> None:
     """Put a vCPU that is down into the state that its guest asks for."""
     vcpu = processor.vcpu
-    sregs = _flat_state(processor, start.cr0, start.cr3, start.cr4, start.efer)
+    sregs = flat_state(processor.reset_sregs, start.cr0, start.cr3, start.cr4, start.efer)
     vcpu.set_sregs(sregs)
     vcpu.set_lapic(processor.reset_lapic)
     vcpu.set_regs(rip=start.rip, rsp=start.rsp, rdi=start.rdi, rsi=start.rsi, rflags=RFLAGS)
