@@ -50,6 +50,7 @@ EXIT_CODE: Final = 0
 EXIT_SIGNAL: Final = 1
 EXIT_NOT_STARTED: Final = 2
 EXIT_REFUSED: Final = 3
+EXIT_CLOSED: Final = 4
 
 ERROR_PROTOCOL: Final = 1
 ERROR_VERSION: Final = 2

@@ -446,8 +446,9 @@ int session_frame(const struct header *head, const uint8_t *payload)
 	case F_SIGNAL:
 	case F_RESIZE:
 		return small_frame(s, head, payload);
-	case F_CLOSE:
+	case F_CLOSE:	/* answered at once: the number is free again */
 		drop(s);
+		refuse(head->session, EXIT_CLOSED, 0);
 		return 0;
 	default:
 		return -1;
