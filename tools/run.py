@@ -40,14 +40,8 @@ def start(args: list[str]) -> NoReturn:
     argv = [str(KVMPV), "run", *args]
     if why := why_not_here():
         print(f"kvmpv: {why}: running in the dev box (scripts/devbox)", file=sys.stderr)
-        argv = [str(DEVBOX), "run", *terminal(args), "--", *argv]
+        argv = [str(DEVBOX), "run", "--", *argv]
     os.execv(argv[0], argv)
-
-
-def terminal(args: list[str]) -> list[str]:
-    """Ask the box for a terminal where ours is one; with --exec stdout and stderr stay apart."""
-    executes = any(arg == "--exec" or arg.startswith("--exec=") for arg in args)
-    return [] if executes or not (sys.stdin.isatty() and sys.stdout.isatty()) else ["--tty"]
 
 
 def build() -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tools.suite.runner import Run
 
 SLOWEST = 10
+MAX_RETRIES = 2
 
 
 def report(run: Run, seconds: float) -> bool:
@@ -30,10 +31,13 @@ def report(run: Run, seconds: float) -> bool:
     failed = [verdict for verdict in verdicts if verdict.outcome == "failed"]
     for verdict in failed:
         print(f"failed: {verdict.place}: {verdict.test}")
-    for trouble in (*run.troubles, *overdrawn):
+    troubles = [*run.troubles, *overdrawn]
+    if run.retries > MAX_RETRIES:
+        troubles.append(f"{run.retries} box retries: more than {MAX_RETRIES}")
+    for trouble in troubles:
         print(f"failed: {trouble}")
     _sum(verdicts)
-    return not (failed or run.troubles or overdrawn)
+    return not (failed or troubles)
 
 
 def _slowest(verdicts: list[Verdict]) -> None:

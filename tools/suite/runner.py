@@ -9,14 +9,15 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvmpv.devbox.place import Place
 from tools.place import BUILD, CHECKOUT
+from tools.suite.report import MAX_RETRIES
 from tools.suite.results import Results, Splitter
 
 PYTHON = str(BUILD / "venv" / "bin" / "python")
 DEVBOX = str(CHECKOUT / "scripts" / "devbox")
 KVM = Path("/dev/kvm")
 LOST = 126  # kvmpv.errors.LostBox.exit_status, which scripts/devbox ends with
-MAX_RETRIES = 2
 NO_TESTS = 5
 
 CHECKS = {
@@ -54,10 +55,12 @@ def host(run: Run, more: list[str], paths: list[str]) -> None:
         paths.remove("tests/kvm")
         _title("no /dev/kvm on this host: tests/kvm runs in the dev box only")
     if paths:
+        retries = _box_retries()
         results = Results("host")
         run.results.append(results)
         _title(f"on this host: {' '.join(paths)}")
         status = _pytest([], [*paths, *more], results)
+        run.retries += _box_retries() - retries
         _judge(run, results, status)
 
 
@@ -73,13 +76,12 @@ def box(run: Run, more: list[str], paths: list[str]) -> None:
     while True:
         done = [f"--deselect={test}" for test in results.verdicts]
         _title(f"in the dev box: {' '.join(paths)}")
-        prefix = [DEVBOX, "run", "--"]
-        status = _pytest(prefix, [*paths, *done, *more], results, inside="KVMPV_BOX=1")
+        status = _pytest([DEVBOX, "run", "--"], [*paths, *done, *more], results)
         if status != LOST:
             _judge(run, results, status)
             return
         place = f"in {results.running}" if results.running else "between tests"
-        if run.retries == MAX_RETRIES:
+        if run.retries >= MAX_RETRIES:
             run.troubles.append(f"lost box: {place}, after {run.retries} retries")
             return
         run.retries += 1
@@ -105,14 +107,19 @@ def _judge(run: Run, results: Results, status: int) -> None:
     run.troubles.append(f"pytest on the {results.place} ended with status {status}{where}")
 
 
-def _pytest(prefix: list[str], args: list[str], results: Results, inside: str = "") -> int:
-    path = f"PATH={BUILD}/bin:{BUILD}/venv/bin:{os.environ.get('PATH', os.defpath)}"
-    environment = ["env", path, *([inside] if inside else [])]
-    pytest = [PYTHON, "-m", "pytest", "-q", "-p", "tools.suite.stream", *args]
+def _box_retries() -> int:
+    """Count the commands that scripts/devbox ever ran again, in the box of this checkout."""
+    path = Place().retries
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def _pytest(prefix: list[str], args: list[str], results: Results) -> int:
+    argv = [*prefix, PYTHON, "-m", "pytest", "-q", "-p", "tools.suite.stream", *args]
+    path = f"{BUILD}/bin:{BUILD}/venv/bin:{os.environ.get('PATH', os.defpath)}"
+    environment = os.environ | {"PATH": path}
     splitter = Splitter(results)
     null, pipe = subprocess.DEVNULL, subprocess.PIPE
-    argv = [*prefix, *environment, *pytest]
-    with subprocess.Popen(argv, cwd=CHECKOUT, stdin=null, stdout=pipe) as child:
+    with subprocess.Popen(argv, cwd=CHECKOUT, env=environment, stdin=null, stdout=pipe) as child:
         assert child.stdout is not None
         while data := os.read(child.stdout.fileno(), 1 << 16):
             sys.stdout.buffer.write(splitter.feed(data))
