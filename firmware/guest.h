@@ -49,6 +49,10 @@ u64 message_address(u32 apic_id);
 long bind_channel(u32 channel, u32 apic_id, u32 vector);
 long wait_for(volatile u32 *counter, u32 until);	/* sleeps with hlt; 0, or -1 at the limit */
 
+/* vcpus.c */
+long vcpu_start(u32 id, void (*work)(u64));	/* waits until it is down; one work at a time */
+long spin_until(volatile u32 *counter, u32 value);
+
 /* The commands, one for each name that test= may hold. */
 void command_discovery(void);
 void command_startinfo(void);
@@ -78,6 +82,7 @@ void command_flood(void);
 void command_sendstorm(void);
 void command_bindstorm(void);
 void command_msrs(void);
+void command_race(void);
 void command_jump(void);
 
 static inline long hypercall(u64 number, u64 first, u64 second, u64 third)

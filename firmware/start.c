@@ -36,6 +36,7 @@ static const struct {
 	{ "junk", command_junk, 0 },
 	{ "msrs", command_msrs, 0 },
 	{ "poweroff", power_off, 0 },
+	{ "race", command_race, 0 },
 	{ "reboot", command_reboot, 0 },
 	{ "requests", command_requests, 0 },
 	{ "sendstorm", command_sendstorm, 0 },

@@ -39,21 +39,29 @@ static long up(u32 id, const struct kvmpv_vcpu_start *start)
 	return hypercall(KVMPV_HC_VCPU_UP, id, address_of(start), 0);
 }
 
-/* Where vcpu_entry goes: waits for one event, then stops itself. */
+static void (*volatile vcpu_work)(u64 id);
+
+/* Where vcpu_entry goes. */
 void vcpu_main(u64 id)
 {
-	u32 seen;
-
 	apic_init();
-	seen = interrupts_seen[VECTOR + (id & 0x3f)];
-	state[id]++;
-	if (!wait_for(&interrupts_seen[VECTOR + (id & 0x3f)], seen + 1))
-		woken[id]++;
+	vcpu_work(id);
 	hypercall(KVMPV_HC_VCPU_DOWN, 0, 0, 0);
 	say("not ok vcpu-down came back");
 }
 
-static long spin_until(volatile u32 *counter, u32 value)
+/* Waits for one event. */
+static void take_event(u64 id)
+{
+	u32 seen;
+
+	seen = interrupts_seen[VECTOR + (id & 0x3f)];
+	state[id]++;
+	if (!wait_for(&interrupts_seen[VECTOR + (id & 0x3f)], seen + 1))
+		woken[id]++;
+}
+
+long spin_until(volatile u32 *counter, u32 value)
 {
 	u32 i;
 
@@ -74,6 +82,15 @@ static long up_when_down(u32 id, const struct kvmpv_vcpu_start *start)
 	for (i = 0; i < PATIENCE && result == -KVMPV_EBUSY; i++)
 		result = up(id, start);
 	return result;
+}
+
+long vcpu_start(u32 id, void (*work)(u64))
+{
+	struct kvmpv_vcpu_start start;
+
+	vcpu_work = work;
+	fill(&start, id);
+	return up_when_down(id, &start);
 }
 
 static void check_records(u32 id)
@@ -107,7 +124,7 @@ static long cycle(u32 id, u32 channel, u32 round)
 	struct kvmpv_vcpu_start start;
 
 	fill(&start, id);
-	if (up_when_down(id, &start) || spin_until(&state[id], round))
+	if (vcpu_start(id, take_event) || spin_until(&state[id], round))
 		return -1;
 	if (round == 1 && up(id, &start) != -KVMPV_EBUSY)
 		return -2;

@@ -91,6 +91,15 @@ def test_storms_cost_the_vmm_neither_memory_nor_log(storm: str) -> None:
     assert "failed 0" in guest.text or "storm" not in storm
 
 
+@pytest.mark.parametrize("vcpus", [2, 8])
+def test_vcpus_may_undo_what_others_do(vcpus: int) -> None:
+    with Guest("race,vcpus", vcpus=vcpus) as guest:
+        guest.domain.exec_port.sendall(b"x" * 4096)
+        end = guest.end()
+    assert guest.failures == []
+    assert end.kind == "poweroff"
+
+
 def test_flood_that_nobody_reads_does_not_stop_the_guest() -> None:
     with Guest("flood n=300 size=65536", stats=True) as guest:
         end = guest.domain.wait(timeout=refguest.PATIENCE)
