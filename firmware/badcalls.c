@@ -72,6 +72,42 @@ void command_badcalls(void)
 	check("after-ins", hypercall(KVMPV_HC_YIELD, 0, 0, 0), 0);
 }
 
+static u32 port_in(u32 width, u16 port)
+{
+	u32 value = 0;
+
+	if (width == 1)
+		__asm__ volatile("inb %1, %b0" : "+a"(value) : "d"(port));
+	else if (width == 2)
+		__asm__ volatile("inw %1, %w0" : "+a"(value) : "d"(port));
+	else
+		__asm__ volatile("inl %1, %0" : "+a"(value) : "d"(port));
+	return value;
+}
+
+/* What a PC has and this machine has not: reads as all ones, and swallows what is written. */
+void command_absent(void)
+{
+	static const u16 ports[] = { 0x20, 0x40, 0x60, 0x64, 0x71, 0x80, 0x3f8, 0xcf8, 0xffff };
+	volatile u8 *hole = (volatile u8 *)0xd0000000;
+	u64 ones = 1;
+	u32 i;
+
+	for (i = 0; i < sizeof(ports) / sizeof(ports[0]); i++) {
+		ones &= port_in(1, ports[i]) == 0xff;
+		ones &= port_in(2, ports[i]) == 0xffff;
+		ones &= port_in(4, ports[i]) == 0xffffffff;
+		__asm__ volatile("outb %b0, %1" : : "a"(0), "d"(ports[i]));
+	}
+	check("absent-ports", (long)ones, 1);
+	*hole = 0;
+	*(volatile u64 *)hole = 0;
+	check("absent-memory-8", *hole, 0xff);
+	check("absent-memory-32", *(volatile u32 *)hole, 0xffffffff);
+	check("absent-memory-64", (long)*(volatile u64 *)hole, -1);
+	check("absent-memory-split", (long)*(volatile u64 *)(hole + 4093), -1);
+}
+
 /* Every register but RAX, and the flags, come back as they went. */
 void command_preserved(void)
 {

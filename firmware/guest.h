@@ -67,6 +67,7 @@ void command_clock(void);
 void command_requests(void);
 void command_vcpus(void);
 void command_badcalls(void);
+void command_absent(void);
 void command_usermode(void);
 void command_userspin(void);
 void command_compat(void);
@@ -83,6 +84,8 @@ void command_sendstorm(void);
 void command_bindstorm(void);
 void command_msrs(void);
 void command_race(void);
+void command_again(void);
+void command_upstorm(void);
 void command_jump(void);
 
 static inline long hypercall(u64 number, u64 first, u64 second, u64 third)

@@ -124,6 +124,21 @@ void command_bindstorm(void)
 	say("bindstorm %d failed %d", count, failed);
 }
 
+static void stop_at_once(u64 id)
+{
+	(void)id;
+}
+
+/* n=COUNT times vCPU 1 up and down. */
+void command_upstorm(void)
+{
+	u64 count = option("n", 100), i, failed = 0;
+
+	for (i = 0; i < count; i++)
+		failed += vcpu_start(1, stop_at_once) != 0;
+	say("upstorm %d failed %d", count, failed);
+}
+
 static long touch_msr(long argument)
 {
 	const struct msr *msr = (const void *)argument;

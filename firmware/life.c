@@ -36,6 +36,12 @@ void command_reboot(void)
 	}
 }
 
+/* Boots again and again, as fast as it can. */
+void command_again(void)
+{
+	hypercall(KVMPV_HC_REBOOT, 0, 0, 0);
+}
+
 void command_triple(void)
 {
 	static const struct {

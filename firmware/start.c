@@ -22,9 +22,11 @@ static const struct {
 	{ "clock", command_clock, 1 },
 	{ "vcpus", command_vcpus, 1 },
 	{ "badcalls", command_badcalls, 1 },
+	{ "absent", command_absent, 1 },
 	{ "preserved", command_preserved, 1 },
 	{ "usermode", command_usermode, 1 },
 	{ "compat", command_compat, 1 },
+	{ "again", command_again, 0 },
 	{ "bench", command_bench, 0 },
 	{ "bindstorm", command_bindstorm, 0 },
 	{ "crash", command_crash, 0 },
@@ -42,6 +44,7 @@ static const struct {
 	{ "sendstorm", command_sendstorm, 0 },
 	{ "spin", command_spin, 0 },
 	{ "triple", command_triple, 0 },
+	{ "upstorm", command_upstorm, 0 },
 	{ "userspin", command_userspin, 0 },
 };
 

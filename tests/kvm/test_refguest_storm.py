@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -89,6 +90,29 @@ def test_storms_cost_the_vmm_neither_memory_nor_log(storm: str) -> None:
         assert domain.kill().kind == "killed"
     assert guest.failures == []
     assert "failed 0" in guest.text or "storm" not in storm
+
+
+def test_vcpu_up_and_down_many_times_leaves_no_thread() -> None:
+    with Guest("upstorm,halt n=200", vcpus=2) as guest:
+        guest.expect("halting")
+        assert own_memory(guest.domain.pid) < 32 << 10
+        assert len(list(Path(f"/proc/{guest.domain.pid}/task").iterdir())) <= 3
+    assert "upstorm 200 failed 0" in guest.text
+
+
+def test_reboots_without_end_leave_nothing_behind() -> None:
+    def descriptors(pid: int) -> int:
+        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+    with Guest("again") as guest:
+        boots = 0
+        deadline = time.monotonic() + refguest.PATIENCE
+        while boots < 20 and time.monotonic() < deadline:
+            boots = int(guest.domain.status()["boots"])
+        assert boots >= 20
+        assert descriptors(guest.domain.pid) < 40
+        assert own_memory(guest.domain.pid) < 32 << 10
+        assert guest.domain.kill().kind == "killed"
 
 
 @pytest.mark.parametrize("vcpus", [2, 8])
