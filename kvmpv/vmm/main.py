@@ -61,7 +61,8 @@ class Domain:
         for number, port in enumerate(self.ports):
             if port.open:
                 self._ready[port.socket.fileno()] = self._notify(number)
-                self.epoll.register(port.socket.fileno(), 0)
+                # Once: a hang-up is told even to those who ask for nothing, and would be for ever.
+                self.epoll.register(port.socket.fileno(), select.EPOLLONESHOT)
         self.control = Control(self, orders.control) if orders.control >= 0 else None
 
     # ---- descriptors

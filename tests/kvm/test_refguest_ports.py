@@ -6,6 +6,8 @@ import os
 import re
 import socket
 import threading
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -63,6 +65,20 @@ def test_guest_goes_on_when_nobody_reads_its_exec_port() -> None:
         end = guest.end()
     assert end.kind == "poweroff"
     assert guest.failures == []
+
+
+def test_port_that_the_host_has_closed_costs_nothing() -> None:
+    def cpu_ticks(pid: int) -> int:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return int(fields[11]) + int(fields[12])
+
+    with Guest("halt") as guest:
+        guest.expect("halting")
+        guest.close_exec()
+        time.sleep(0.1)
+        before = cpu_ticks(guest.domain.pid)
+        time.sleep(0.5)
+        assert cpu_ticks(guest.domain.pid) - before < 10
 
 
 def test_request_for_poweroff() -> None:
