@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from tests.style import tree
+from tests.style.test_layers import LAYERS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,3 +71,11 @@ def test_named_files_exist() -> None:
         if not (tree.ROOT / span).exists()
     }
     assert missing == set()
+
+
+def test_code_map_has_every_package_with_what_it_may_import() -> None:
+    text = (tree.ROOT / "docs/architecture.md").read_text()
+    rows = re.findall(r"^\| `kvmpv/(\w+)` \|.*\| ([\w, ]*)\|$", text, re.MULTILINE)
+    drawn = {package: set(re.findall(r"\w+", below)) for package, below in rows}
+    packages = {name: below for name, below in LAYERS.items() if name not in ("", "errors")}
+    assert drawn == packages
