@@ -45,7 +45,10 @@ def _console(domain: Domain) -> int | None:
     try:
         return os.open(where, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise BadInput(f"cannot write the console to {where}: {error.strerror}") from None
+        raise BadInput(
+            f"cannot write the console to {where}: {error.strerror}",
+            hint="give 'terminal', 'none' or a file: --console",
+        ) from None
 
 
 def _follow_signals(domain: Domain) -> None:

@@ -89,7 +89,7 @@ class CpuModel:
                     hint="write +NAME or -NAME, with a name from /proc/cpuinfo",
                 )
             if sign == "-" and name in NEEDED:
-                raise BadInput(f"the CPU feature {name!r} cannot be hidden: guests need it")
+                raise BadInput(f"the CPU feature {name!r} cannot be hidden", hint="guests need it")
             (self.hide if sign == "-" else self.show).append(FEATURES[name])
 
 

@@ -20,6 +20,7 @@ NAME_MAX: Final = 63
 NAME_CHARACTERS: Final = frozenset(
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 )
+DIGITS_MAX: Final = 20  # more than any size has
 UNITS: Final = {"K": 10, "M": 20, "G": 30, "T": 40}
 
 
@@ -52,8 +53,7 @@ def make(values: Mapping[str, object]) -> DomainConfig:
     config = DomainConfig()
     for name in given:
         if name not in BY_NAME:
-            known = ", ".join(option.name for option in OPTIONS)
-            raise BadInput(f"unknown option {name!r}", hint=f"there are: {known}")
+            raise BadInput(f"unknown option {name!r}", hint=_nearest(name, list(BY_NAME)))
     for option in OPTIONS:
         if option.name != "config":
             value = given.get(option.name, option.default)
@@ -70,10 +70,10 @@ def parse_arguments(arguments: list[str]) -> dict[str, object]:
         flag, equals, value = argument.partition("=")
         option = BY_FLAG.get(flag)
         if option is None or (equals and not flag.startswith("--")):
-            raise BadInput(f"unknown option {argument!r}", hint="see kvmpv run --help")
+            raise BadInput(f"unknown option {argument!r}", hint=_nearest(flag, list(BY_FLAG)))
         if option.kind is bool:
             if equals:
-                raise BadInput(f"{flag} takes no value")
+                raise BadInput(f"{flag} takes no value", hint=f"write {flag} alone")
             values[option.name] = True
             continue
         if not equals:
@@ -87,9 +87,21 @@ def parse_arguments(arguments: list[str]) -> dict[str, object]:
 def parse_size(text: str) -> int:
     """Return the bytes that ``64M``, ``2G`` or a plain number of bytes mean."""
     digits, unit = (text[:-1], text[-1:].upper()) if text[-1:].upper() in UNITS else (text, "")
-    if not (digits.isascii() and digits.isdigit()):
+    if not _is_number(digits):
         raise BadInput(f"{text!r} is no size", hint="write 64M or 2G")
     return int(digits) << UNITS.get(unit, 0)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= DIGITS_MAX
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """Return what somebody may have meant."""
+    import difflib
+
+    found = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {found[0]}?" if found else "see kvmpv run --help"
 
 
 def _read_file(path: str) -> dict[str, object]:
@@ -97,11 +109,16 @@ def _read_file(path: str) -> dict[str, object]:
 
     try:
         with open(path, "rb") as file:
-            return tomllib.load(file)
+            found = tomllib.load(file)
     except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise BadInput(f"{path} is no TOML: {error}") from None
+        hint = "give the path of a TOML file: --config"
+        raise BadInput(f"cannot read {path}: {error.strerror}", hint=hint) from None
+    except ValueError as error:  # also what is no UTF-8
+        hint = 'lines are like: memory = "64M"'
+        raise BadInput(f"{path} is no TOML: {error}", hint=hint) from None
+    if "config" in found:
+        raise BadInput(f"{path} names another configuration", hint="take 'config' out of it")
+    return found
 
 
 def _convert(name: str, value: object) -> object:
@@ -109,17 +126,21 @@ def _convert(name: str, value: object) -> object:
     if kind is bool and isinstance(value, bool):
         return value
     if kind is str and isinstance(value, str | os.PathLike):
-        return os.fspath(value)
+        text = os.fsdecode(value)
+        if "\0" in text:
+            raise BadInput(f"{name} has a NUL in it", hint="take it out")
+        return text
     if kind is not bool and kind is not str:
         if isinstance(value, int) and not isinstance(value, bool):
             return value
         if isinstance(value, str):
             if kind == "size":
                 return parse_size(value)
-            if value.isascii() and value.isdigit():
+            if _is_number(value):
                 return int(value)
     what = {str: "a text", bool: "true or false", int: "a number"}.get(kind, "a size")  # type: ignore[call-overload]
-    raise BadInput(f"{name} wants {what}, not {value!r}")
+    example = {"size": '"64M"', int: "2", bool: "true"}.get(kind, '"text"')
+    raise BadInput(f"{name} wants {what}, not {value!r}", hint=f"such as {example}")
 
 
 def _check(config: DomainConfig) -> None:
@@ -132,8 +153,8 @@ def _check(config: DomainConfig) -> None:
             f"at most {config.max_vcpus} vCPUs are not possible",
             hint=f"{config.vcpus} (as many as at boot) to {MAX_VCPUS} are",
         )
-    if "\0" in config.cmdline or "\n" in config.cmdline:
-        raise BadInput("the command line has a line break or a NUL in it", hint="take it out")
+    if "\n" in config.cmdline:
+        raise BadInput("the command line has a line break in it", hint="take it out")
     room = CMDLINE_MAX - 64  # what we put before it, and for --exec behind
     if len(os.fsencode(config.cmdline)) > room:
         length = len(os.fsencode(config.cmdline))

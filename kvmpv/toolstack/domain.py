@@ -57,7 +57,7 @@ class End:
         self.stats = {
             key[len("stat.") :]: int(value)
             for key, value in facts.items()
-            if key.startswith("stat.")
+            if key.startswith("stat.") and value.isdecimal()
         }
 
     def __repr__(self) -> str:
@@ -72,7 +72,8 @@ class End:
             crash.exit_status = self.status
             raise crash
         if self.status == FAILED:
-            failed = KvmpvError(self.message, hint=f"full report: {self.report}")
+            hint = f"full report: {self.report}" if self.report else ""
+            failed = KvmpvError(self.message, hint=hint)
             failed.exit_status = FAILED
             raise failed
 
@@ -116,6 +117,7 @@ class Domain:
         kernel = config.kernel or defaults.kernel()
         initrd = config.initrd or ("" if config.kernel else defaults.initrd())
         self._directory = rundir.RunDirectory(config.name)
+        rundir.sweep()
         descriptors = vmm.Descriptors()
         try:
             self._open(descriptors, kernel, initrd)
@@ -311,9 +313,9 @@ class Domain:
     def _collect(self) -> End:
         """Read how it ended, keep the crash report, and remove the folder."""
         path = self._directory.path
-        facts = dict(
-            line.split("=", 1) for line in _read(f"{path}/end").splitlines() if "=" in line
-        )
+        # Not splitlines: a guest's reason may hold other characters that it breaks lines at.
+        lines = _read(f"{path}/end").split("\n")
+        facts = dict(line.split("=", 1) for line in lines if "=" in line)
         report = _read(f"{path}/report")
         if not facts or facts.get("kind") == "bug":
             report += f"\nlog of the domain's process:\n{_read(f'{path}/log')}"
@@ -327,7 +329,7 @@ class Domain:
 
 
 def _read(path: str) -> str:
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
         return file.read()
 
 
@@ -335,7 +337,8 @@ def _create(path: str) -> int:
     try:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        raise BadInput(f"cannot write {path}: {error.strerror}") from None
+        hint = "give another --trace, or none"
+        raise BadInput(f"cannot write the trace to {path}: {error.strerror}", hint=hint) from None
 
 
 def _keep_report(name: str, text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import _socket
 import fcntl
 import os
+import time
 
 from kvmpv.errors import BadInput, HostError
 
@@ -14,10 +15,17 @@ if TYPE_CHECKING:
 
 FILES: Final = ("control", "log", "end", "report", "lock")
 SOCKET_PATH_MAX: Final = 107  # sockaddr_un
+REMEDY: Final = "set KVMPV_RUN_DIR to a folder of yours"
+
+# Whoever sweeps holds another's lock for a moment: that alone does not make a name taken.
+ATTEMPTS: Final = 20
+PAUSE: Final = 0.005  # seconds
 
 
 def root() -> str:
     """Return the folder that holds the folders of this user's domains."""
+    if chosen := os.environ.get("KVMPV_RUN_DIR"):
+        return chosen
     if os.geteuid() == 0:
         return "/run/kvmpv"
     base = os.environ.get("XDG_RUNTIME_DIR")
@@ -30,6 +38,28 @@ def crash_folder() -> str:
     return f"{base}/kvmpv/crashes"
 
 
+def sweep() -> None:
+    """Remove the folders of domains whose owners were killed before they could."""
+    base = root()
+    try:
+        names = os.listdir(base)
+    except OSError:
+        return
+    for name in names:
+        path = f"{base}/{name}"
+        try:
+            lock = os.open(f"{path}/lock", os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            continue  # it is no domain's, or its owner removes it just now
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock).st_nlink:  # else the folder is another's by now
+                _remove(path)
+        except OSError:
+            pass  # it runs
+        os.close(lock)
+
+
 class RunDirectory:
     """The folder of one running domain; the lock in it is what makes a name taken."""
 
@@ -38,31 +68,35 @@ class RunDirectory:
     def __init__(self, name: str) -> None:
         self.path = f"{root()}/{name}"
         if len(os.fsencode(f"{self.path}/control")) > SOCKET_PATH_MAX:
-            raise HostError(f"the path {self.path} is too long", hint="set XDG_RUNTIME_DIR")
-        self._lock = -1
-        while self._lock < 0:
-            self._lock = self._take_lock(name)
+            raise HostError(f"the path {self.path} is too long", hint=REMEDY)
+        for _ in range(ATTEMPTS):
+            self._lock = self._take_lock()
+            if self._lock >= 0:
+                break
+            time.sleep(PAUSE)
+        else:
+            raise BadInput(
+                f"a domain named {name!r} is running", hint="choose another --name, or end it first"
+            )
         for stale in FILES[:-1]:
-            self._unlink(stale)
+            _unlink(f"{self.path}/{stale}")
 
-    def _take_lock(self, name: str) -> int:
-        path = f"{self.path}/lock"
+    def _take_lock(self) -> int:
+        """Return the descriptor of the lock, or -1 when another has it."""
         try:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if os.stat(root()).st_uid != os.geteuid():
+                raise HostError(f"{root()} belongs to somebody else", hint=REMEDY)
+            fd = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:
             return -1  # its last owner removed the folder just now
         except OSError as error:
-            raise HostError(
-                f"cannot make {self.path}: {error.strerror}", hint="set XDG_RUNTIME_DIR"
-            ) from None
+            raise HostError(f"cannot make {self.path}: {error.strerror}", hint=REMEDY) from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             os.close(fd)
-            raise BadInput(
-                f"a domain named {name!r} is running", hint="choose another --name, or end it first"
-            ) from None
+            return -1
         if os.fstat(fd).st_nlink == 0:  # the lock of an owner that has ended
             os.close(fd)
             return -1
@@ -75,7 +109,8 @@ class RunDirectory:
             listener.bind(f"{self.path}/control")
         except OSError as error:
             listener.close()
-            raise HostError(f"cannot make {self.path}/control: {error.strerror}") from None
+            path = f"{self.path}/control"
+            raise HostError(f"cannot make {path}: {error.strerror}", hint=REMEDY) from None
         listener.listen(8)
         return listener
 
@@ -88,20 +123,29 @@ class RunDirectory:
     def create(self, file: str) -> int:
         """Create a file of the folder; return its descriptor, open for reading and writing."""
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
-        return os.open(f"{self.path}/{file}", flags, 0o600)
+        try:
+            return os.open(f"{self.path}/{file}", flags, 0o600)
+        except OSError as error:
+            path = f"{self.path}/{file}"
+            raise HostError(f"cannot make {path}: {error.strerror}", hint=REMEDY) from None
 
     def close(self) -> None:
         """Remove the folder and free the name."""
-        for file in FILES:
-            self._unlink(file)
-        try:
-            os.rmdir(self.path)
-        except OSError:
-            pass  # somebody put something there: it is theirs
+        _remove(self.path)
         os.close(self._lock)
 
-    def _unlink(self, file: str) -> None:
-        try:
-            os.unlink(f"{self.path}/{file}")
-        except FileNotFoundError:
-            pass
+
+def _remove(path: str) -> None:
+    for file in FILES:
+        _unlink(f"{path}/{file}")
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass  # somebody put something there: it is theirs
+
+
+def _unlink(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass

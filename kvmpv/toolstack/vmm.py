@@ -21,6 +21,9 @@ else:
 
 PROGRAM: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "vmm", "__main__.py")
 SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+S_IFMT: Final = 0o170000
+S_IFDIR: Final = 0o040000
+S_IFREG: Final = 0o100000
 GAP_START: Final = 3 << 30  # where RAM below 4 GiB ends: docs/abi/boot.md
 GAP_END: Final = 4 << 30
 
@@ -52,7 +55,10 @@ class Descriptors:
             os.ftruncate(fd, size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
         except OSError as error:
-            raise HostError(f"cannot make {size} bytes of guest memory: {error.strerror}") from None
+            raise HostError(
+                f"cannot make {size} bytes of guest memory: {error.strerror}",
+                hint="give it less: --memory",
+            ) from None
         below = min(size, GAP_START)
         self.words.append(f"memory=0:{below:#x}:{fd}:0")
         if size > below:
@@ -79,14 +85,17 @@ def open_kvm() -> int:
 
 
 def open_file(what: str, path: str) -> int:
-    """Open a file that a user named, for reading."""
+    """Open a file that a user named, for reading; raise ``BadInput`` for what is no file."""
+    hint = f"give the path of a file: --{what}"
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would wait
     except OSError as error:
-        raise BadInput(f"cannot open the {what} {path}: {error.strerror}") from None
-    if os.path.isdir(path):
+        raise BadInput(f"cannot open the {what} {path}: {error.strerror}", hint=hint) from None
+    kind = os.fstat(fd).st_mode & S_IFMT
+    if kind != S_IFREG:
         os.close(fd)
-        raise BadInput(f"the {what} {path} is a folder")
+        is_what = "is a folder" if kind == S_IFDIR else "is no plain file"
+        raise BadInput(f"the {what} {path} {is_what}", hint=hint)
     return fd
 
 
