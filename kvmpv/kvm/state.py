@@ -215,8 +215,19 @@ class VcpuState(Handle):
         if saved["lapic"] is not None:
             self.set_lapic(saved["lapic"])
         # The TSC deadline is taken only by a LAPIC whose timer is in that mode: after it.
-        self.set_msrs(saved["msrs"])
+        self._restore_msrs(saved["msrs"])
         self.set_events(Events.unpack(saved["events"]))  # KVM_SET_REGS drops exceptions: last
+
+    def _restore_msrs(self, values: Mapping[int, int]) -> None:
+        left = list(values.items())
+        while left:
+            done = big("KVM_SET_MSRS", self.fd, uapi.KVM_SET_MSRS, _msr_table(left))
+            if done < len(left):
+                # Some that can be read refuse every write: no harm where the value is the same.
+                index, value = left[done]
+                if self.msrs([index])[index] != value:
+                    raise KvmError(f"restoring MSR {index:#x} to {value:#x}", _EINVAL)
+            left = left[done + 1 :]
 
     def _lapic_or_none(self) -> bytes | None:
         try:

@@ -59,6 +59,11 @@ class System(Handle):
         """Return what a capability (``KVM_CAP_*``) is worth: 0 is no; ask the Vm where it may."""
         return call("KVM_CHECK_EXTENSION", self.fd, uapi.KVM_CHECK_EXTENSION, cap)
 
+    def capabilities(self) -> dict[str, int]:
+        """Return what each capability that uapi knows is worth, by its name."""
+        caps = [name for name in vars(uapi) if name.startswith("KVM_CAP_")]
+        return {name: self.check_extension(getattr(uapi, name)) for name in caps}
+
     def create_vm(self, kind: int = 0) -> Vm:
         """Make an empty virtual machine."""
         while True:
