@@ -111,7 +111,7 @@ class Machine:
             return -abi.ENOENT
         with self._lock:
             processor = self.processors.get(apic_id)
-            if processor is not None and processor.up:
+            if self.ending or (processor is not None and processor.up):
                 return -abi.EBUSY
             try:
                 processor = processor or self._create(apic_id)

@@ -31,6 +31,11 @@ STUMBLES: Final = (
 )
 
 
+def printable(text: str) -> str:
+    """Return a text as one line without control characters: a guest may have chosen it."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def feature_to_hide(code: bytes) -> str:
     """Return the CPUID feature whose hiding avoids an instruction, or an empty string."""
     for opcode, feature in STUMBLES:
@@ -68,13 +73,16 @@ def headline(machine: Machine) -> str:
 
 def write_report(machine: Machine, name: str, console: bytes) -> str:
     """Return the full report as text."""
-    parts = [f"kvmpv crash report of domain {name}", f"reason: {machine.kind}: {headline(machine)}"]
+    parts = [
+        f"kvmpv crash report of domain {name}",
+        f"reason: {machine.kind}: {printable(headline(machine))}",
+    ]
     if machine.detail:
         parts += ["", machine.detail]
     if machine.culprit is not None:
         parts += ["", *_registers(machine, machine.culprit)]
     lines = console.decode("utf-8", "replace").replace("\r", "").rstrip("\n").split("\n")
-    parts += ["", "last console lines:", *(f"  {line}" for line in lines[-60:])]
+    parts += ["", "last console lines:", *(f"  {printable(line)}" for line in lines[-60:])]
     return "\n".join(parts) + "\n"
 
 

@@ -54,7 +54,10 @@ class Domain:
         self.epoll = select.epoll()
         self._ready: dict[int, Callable[[int], None]] = {}
         self._killed = ""
-        signal.signal(signal.SIGTERM, lambda *_: self.kill("the domain's process was terminated"))
+        # The handler interrupts this thread anywhere, so it takes no lock, but wakes the epoll.
+        terminated = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        signal.signal(signal.SIGTERM, lambda *_: os.eventfd_write(terminated, 1))
+        self.watch(terminated, lambda _: self.kill("the domain's process was terminated"))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if orders.lifeline >= 0:
             self.watch(orders.lifeline, lambda _: self.kill("the domain's owner is gone"))
@@ -165,14 +168,11 @@ class Domain:
 
     def _write_end(self, machine: Machine) -> None:
         machine.stop()
-        facts = {"kind": machine.kind, "message": report.headline(machine)}
         if machine.kind not in (*STARTED_WELL, "bad-input"):
             text = report.write_report(machine, self.orders.name, bytes(self.guest_ports.last))
             os.write(self.orders.report, text.encode())
-        if self.orders.stats:
-            facts.update({f"stat.{key}": str(value) for key, value in self.counters().items()})
-        lines = (f"{key}={_one_line(value)}\n" for key, value in facts.items())
-        os.write(self.orders.end, "".join(lines).encode())
+        stats = self.counters() if self.orders.stats else {}
+        os.write(self.orders.end, _facts(machine.kind, report.headline(machine), **stats))
 
     def counters(self) -> dict[str, int]:
         """Return all that is counted about this domain, by name."""
@@ -195,8 +195,11 @@ def _port(fd: int) -> Port:
     return Port(socket)
 
 
-def _one_line(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("\n", "\\n")
+def _facts(kind: str, message: str, **more: int) -> bytes:
+    """Return what the end's file holds; the message may be a guest's, and stays one line."""
+    lines = [f"kind={kind}", f"message={report.printable(message)}"]
+    lines += [f"stat.{key}={value}" for key, value in more.items()]
+    return "\n".join([*lines, ""]).encode()
 
 
 def main(arguments: list[str]) -> None:
@@ -206,8 +209,7 @@ def main(arguments: list[str]) -> None:
     try:
         status = Domain(orders).run()
     except KvmpvError as error:
-        facts = f"kind=bad-input\nmessage={_one_line(str(error))}\n"
-        os.write(orders.end, facts.encode())
-        status = 2
+        status = error.exit_status
+        os.write(orders.end, _facts("bad-input" if status == 2 else "failed", str(error)))
     # No interpreter shutdown: everything that this process has, the kernel takes back faster.
     os._exit(status)
