@@ -1,16 +1,27 @@
 """kvmpv: Xen's paravirtualisation on KVM, driven from Python.
 
-    import kvmpv
+import kvmpv
 
-    with kvmpv.Domain(vcpus=2) as domain:
-        print(domain.exec("uname -r"))
+with kvmpv.Domain(vcpus=2) as domain:
+    print(domain.exec("uname -r"))
 """
 
 from __future__ import annotations
 
+from kvmpv.errors import BadInput, GuestCrash, HostError, KvmpvError
+
 __version__ = "0.1.0"
 
-__all__ = ["Completed", "Domain", "End", "__version__"]
+__all__ = [
+    "BadInput",
+    "Completed",
+    "Domain",
+    "End",
+    "GuestCrash",
+    "HostError",
+    "KvmpvError",
+    "__version__",
+]
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
