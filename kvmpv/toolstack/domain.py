@@ -108,6 +108,7 @@ class Domain:
         self.config = configuration.make(options)
         self.config.name = self.config.name or f"domain-{os.getpid()}-{os.urandom(3).hex()}"
         self.pid = 0
+        self._terminated = False
         self._agent: Connection | None = None
         self._end: End | None = None
 
@@ -291,6 +292,7 @@ class Domain:
     def terminate(self) -> None:
         """End the domain without waiting for it; safe in a signal handler."""
         if self._end is None:
+            self._terminated = True
             os.kill(self.pid, signal.SIGTERM)
 
     def close(self) -> None:
@@ -316,6 +318,8 @@ class Domain:
         # Not splitlines: a guest's reason may hold other characters that it breaks lines at.
         lines = _read(f"{path}/end").split("\n")
         facts = dict(line.split("=", 1) for line in lines if "=" in line)
+        if not facts and self._terminated:  # before it could say so, or after it had hung
+            facts = {"kind": "killed", "message": "the domain's process was terminated"}
         report = _read(f"{path}/report")
         if not facts or facts.get("kind") == "bug":
             report += f"\nlog of the domain's process:\n{_read(f'{path}/log')}"

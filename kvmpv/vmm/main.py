@@ -12,7 +12,7 @@ import select
 import time
 
 from kvmpv import memory
-from kvmpv.errors import KvmpvError
+from kvmpv.errors import HostError, KvmpvError
 from kvmpv.hypercall.events import EventChannels
 from kvmpv.hypercall.ports import READABLE, WRITABLE, Port, Ports
 from kvmpv.hypercall.requests import Requests
@@ -47,7 +47,7 @@ class Domain:
         self.orders = orders
         self.times: dict[str, int] = {"main": time.monotonic_ns()}
         self.boots = 0
-        self.system = System(orders.kvm)
+        self.system = _system(orders.kvm)
         self.memory = memory.map_regions(orders.memory)
         self.model = CpuModel(orders.cpu)
         self.ports = [_port(orders.terminal), _port(orders.exec)]
@@ -185,6 +185,13 @@ class Domain:
         for name, moment in self.times.items():
             facts[f"ns_to_{name}"] = moment - start
         return facts
+
+
+def _system(fd: int) -> System:
+    try:
+        return System(fd)
+    except HostError as error:
+        raise HostError(f"/dev/kvm: {error.message}", hint="see kvmpv doctor") from None
 
 
 def _port(fd: int) -> Port:
