@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ._ioctl import address as host_address
 from ._ioctl import kick_signal
 from .cpuid import CpuidEntry
 from .records import DebugRegs, Events, Fpu, Regs, Segment, Sregs, Table
@@ -28,5 +29,6 @@ __all__ = [
     "Table",
     "Vcpu",
     "Vm",
+    "host_address",
     "kick_signal",
 ]

@@ -209,7 +209,10 @@ class Sregs(_Record):
 
 
 class Fpu(_Record):
-    """Hold the x87 and SSE registers: ``fpr`` is 8 times 16 bytes, ``xmm`` 16 times 16."""
+    """Hold the x87 and SSE registers: ``fpr`` is 8 times 16 bytes, ``xmm`` 16 times 16.
+
+    KVM neither fills nor takes ``mxcsr`` here: it is in Vcpu.xsave(), at byte 24.
+    """
 
     FIELDS: ClassVar[tuple[str, ...]] = (
         "fpr", "fcw", "fsw", "ftwx", "last_opcode", "last_ip", "last_dp", "xmm", "mxcsr",

@@ -63,7 +63,11 @@ class VcpuState(Handle):
         return Fpu.unpack(self._get("KVM_GET_FPU", uapi.KVM_GET_FPU, uapi.SIZE_FPU))
 
     def set_fpu(self, fpu: Fpu) -> None:
-        """Write the x87 and SSE registers."""
+        """Write the x87 and SSE registers.
+
+        A host with XSAVE gives them to the guest only where xsave()'s header, at byte 512, has
+        them in use: set_xsave() is the sure way.
+        """
         put("KVM_SET_FPU", self.fd, uapi.KVM_SET_FPU, fpu.pack())
 
     def xsave(self) -> bytes:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 from kvmpv.kvm import Segment, Table, Vcpu, Vm, _ioctl, kick_signal, uapi
 
 if TYPE_CHECKING:
-    from types import TracebackType
     from typing import Self
 
     from kvmpv.kvm import System
@@ -113,7 +112,5 @@ class Guest:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

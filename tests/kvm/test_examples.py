@@ -1,0 +1,29 @@
+"""The examples run as the README shows them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*argv: str) -> str:
+    command = [sys.executable, "examples/vm.py", *argv]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout
+
+
+def test_vm_computes_in_the_guest() -> None:
+    assert run() == "gcd(1071, 462) = 21\n"
+    assert run("270", "192") == "gcd(270, 192) = 6\n"
+
+
+def test_vm_stays_short() -> None:
+    code = (ROOT / "examples/vm.py").read_text().partition("def gcd")[2].splitlines()
+    assert len([line for line in code if line.strip()]) <= 30
