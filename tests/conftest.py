@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
 TESTS = Path(__file__).parent
-
-# The box is some twenty times slower than the host: it tries fewer examples, and no example has a
-# deadline, for what it would measure is the machine's other work.
-settings.register_profile("host", deadline=None, max_examples=50)
-settings.register_profile("box", deadline=None, max_examples=10)
-settings.load_profile("box" if os.environ.get("KVMPV_BOX") else "host")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(TESTS):
             item.add_marker(item.path.relative_to(TESTS).parts[0])
+
+
+def pytest_pycollect_makemodule(module_path: Path) -> None:
+    # Before the module is imported, for it may derive settings of its own; and only if it does
+    # use hypothesis, which takes seconds to import in the box.
+    if "hypothesis" in module_path.read_text():
+        load_hypothesis_profile()
+
+
+@functools.cache
+def load_hypothesis_profile() -> None:
+    """Try fewer examples in the box; no example has a deadline: the machine does other work too."""
+    from hypothesis import settings
+
+    settings.register_profile("host", deadline=None, max_examples=50)
+    settings.register_profile("box", deadline=None, max_examples=10)
+    settings.load_profile("box" if os.environ.get("KVMPV_BOX") else "host")

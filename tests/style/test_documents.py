@@ -73,6 +73,11 @@ def test_named_files_exist() -> None:
     assert missing == set()
 
 
+def test_example_in_the_readme_is_the_file_that_tests_run() -> None:
+    shown = re.findall(r"^```python\n(.*?)^```", (tree.ROOT / "README.md").read_text(), re.M | re.S)
+    assert shown == [(tree.ROOT / "examples/vm.py").read_text()]
+
+
 def test_code_map_has_every_package_with_what_it_may_import() -> None:
     text = (tree.ROOT / "docs/architecture.md").read_text()
     rows = re.findall(r"^\| `kvmpv/(\w+)` \|.*\| ([\w, ]*)\|$", text, re.MULTILINE)
