@@ -14,6 +14,7 @@ from kvmpv.toolstack.options import OPTIONS
 app = typer.Typer(
     help="Run Linux guests on KVM the way Xen does, from Python.",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
