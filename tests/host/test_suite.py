@@ -28,6 +28,7 @@ def test_after(): assert {after}
 def run_in_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Run three tests in a stand-in for the dev box that is lost some times."""
     monkeypatch.setattr(runner, "DEVBOX", str(tmp_path / "devbox"))
+    monkeypatch.setattr(runner, "build", lambda: None)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
     def go(losses: int, up: int = 0, after: bool = True) -> runner.Run:
