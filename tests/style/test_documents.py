@@ -6,6 +6,9 @@ import os
 import re
 from typing import TYPE_CHECKING
 
+from typer.main import get_group
+
+from kvmpv.cli.app import app
 from tests.style import tree
 from tests.style.test_layers import LAYERS
 
@@ -71,6 +74,13 @@ def test_named_files_exist() -> None:
         if not (tree.ROOT / span).exists()
     }
     assert missing == set()
+
+
+def test_commands_in_the_readme_exist() -> None:
+    fences = "".join(FENCE.findall((tree.ROOT / "README.md").read_text()))
+    named = set(re.findall(r"^(?:\$ )?kvmpv (\w+)", fences, re.MULTILINE))
+    assert named
+    assert named <= set(get_group(app).commands)
 
 
 def test_example_in_the_readme_is_the_file_that_tests_run() -> None:

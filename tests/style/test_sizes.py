@@ -30,5 +30,5 @@ def test_functions_are_short() -> None:
 
 
 def test_scripts_are_thin() -> None:
-    lengths = {path.name: path.read_text().count("\n") for path in tree.below("scripts", suffix="")}
+    lengths = {path.name: path.read_text().count("\n") for path in tree.directly("scripts")}
     assert {name: lines for name, lines in lengths.items() if lines > SCRIPT_LINES} == {}

@@ -40,6 +40,11 @@ def below(*folders: str, suffix: str = ".py") -> list[Path]:
     ]
 
 
+def directly(*folders: str) -> list[Path]:
+    """List the files that lie in some folders themselves."""
+    return [path for path in files() if name(path.parent) in folders]
+
+
 @cache
 def parsed(path: Path) -> ast.Module:
     """Parse a Python file, once."""
