@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
 
 import pytest
 
+from kvmpv.errors import KvmpvError
 from tests.kvm import refguest
 from tests.kvm.refguest import Guest
 
@@ -62,11 +64,15 @@ def test_pause_stops_it_and_resume_lets_it_go_on() -> None:
         assert guest.expect_exec(18) == b"while it is paused"
 
 
-def test_pause_and_resume_in_the_middle_of_calls() -> None:
-    with Guest("vcpus,bench n=3000", vcpus=4) as guest:
-        for _ in range(20):
-            guest.domain.pause()
-            guest.domain.resume()
+def test_pause_and_resume_while_vcpus_race_and_come_and_go() -> None:
+    with Guest("race,upstorm n=300", vcpus=4) as guest:
+        guest.expect("race-up")
+        with contextlib.suppress(KvmpvError):  # it may have ended by then
+            for _ in range(10):
+                guest.domain.pause()
+                guest.domain.stats()
+                guest.domain.resume()
         end = guest.end()
     assert end.kind == "poweroff"
     assert guest.failures == []
+    assert "upstorm 300 failed 0" in guest.text
