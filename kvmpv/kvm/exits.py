@@ -107,7 +107,7 @@ def registers(regs: Regs, sregs: Sregs) -> str:
 
 def _port(vcpu: Vcpu) -> str:
     page8 = vcpu.page8
-    size = page8[uapi.RUN_IO_SIZE8]
+    size = min(page8[uapi.RUN_IO_SIZE8], 8)
     count = vcpu.page32[uapi.RUN_IO_COUNT32]
     port = int.from_bytes(page8[uapi.RUN_IO_PORT8 : uapi.RUN_IO_PORT8 + 2], "little")
     times = f", {count} times" if count != 1 else ""
@@ -119,7 +119,7 @@ def _port(vcpu: Vcpu) -> str:
 
 
 def _mmio(vcpu: Vcpu) -> str:
-    length = vcpu.page32[uapi.RUN_MMIO_LENGTH32]
+    length = min(vcpu.page32[uapi.RUN_MMIO_LENGTH32], 8)
     address = vcpu.page64[uapi.RUN_MMIO_ADDRESS64]
     if not vcpu.page8[uapi.RUN_MMIO_IS_WRITE8]:
         return f"read of {length} from {address:#x}"
