@@ -33,6 +33,7 @@ enum frame_type {
 	F_PONG = 0x03,
 	F_ERROR = 0x04,
 	F_POWER = 0x05,
+	F_REFRESH = 0x06,
 	F_RUN = 0x10,
 	F_DATA = 0x11,
 	F_EOF = 0x12,
@@ -99,6 +100,11 @@ int sessions_timeout(void);
 int session_reaped(int pid, int status);
 int spawn(const char *file, const char *const *argv, const char *const *env, const char *cwd,
 	  const int fds[3], int tty);
+
+/* live.c: folders that somebody else changes too */
+void live_add(const char *path);
+void live_refresh(void);
+void live_sync(void);
 
 /* init.c: process 1 */
 extern int is_init;

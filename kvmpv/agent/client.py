@@ -18,7 +18,7 @@ from kvmpv.errors import AgentError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from socket import socket
+    from _socket import socket
     from typing import Final
 
 _RECEIVE: Final = 256 * 1024

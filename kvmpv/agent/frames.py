@@ -26,6 +26,7 @@ PING: Final = 0x02
 PONG: Final = 0x03
 ERROR: Final = 0x04
 POWER: Final = 0x05
+REFRESH: Final = 0x06
 RUN: Final = 0x10
 DATA: Final = 0x11
 EOF: Final = 0x12

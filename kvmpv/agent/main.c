@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * agent                   as process 1: a guest's init, serving /dev/kvmpv-exec
- * agent --serve DEVICE    serve a device (as process 1 too, all being mounted)
+ * agent --serve DEVICE [LIVE...]
+ *                         serve a device (as process 1 too, all being mounted);
+ *                         LIVE are folders that the peer's side changes too
  * agent --fd NUMBER       serve a connected socket until it ends
  */
 #include "agent.h"
@@ -87,19 +89,21 @@ int main(int argc, char **argv)
 	is_init = getpid() == 1;
 	if (argc == 3 && !strcmp(argv[1], "--fd")) {
 		link_use(atoi(argv[2]));
-	} else if (argc == 3 && !strcmp(argv[1], "--serve")) {
+	} else if (argc >= 3 && !strcmp(argv[1], "--serve")) {
 		link_open(argv[2]);
+		for (int i = 3; i < argc; i++)
+			live_add(argv[i]);
 	} else if (is_init) {
 		init_mount();
 		init_configure();
 		link_open(EXEC_DEVICE);
 	} else {
-		static const char usage[] = "usage: agent --serve DEVICE | --fd NUMBER\n";
+		static const char usage[] = "usage: agent --serve DEVICE [LIVE...] | --fd NUMBER\n";
 
 		return write(2, usage, sizeof(usage) - 1) < 0 ? 2 : 2;
 	}
 	take_signals();
-	if (is_init && argc != 3)
+	if (is_init && argc < 3)
 		init_start();
 	while (!link_gone || sessions_timeout() >= 0) {
 		turn();

@@ -618,6 +618,7 @@ int session_reaped(int pid, int status)
 		s->state = EXITED;
 		close_stream(s, S_IN);
 		s->held_len = 0;
+		live_sync();
 		s->status.kind = WIFSIGNALED(status) ? EXIT_SIGNAL : EXIT_CODE;
 		s->status.value = (uint32_t)(WIFSIGNALED(status) ? WTERMSIG(status) :
 					     WEXITSTATUS(status));

@@ -108,9 +108,7 @@ class Box:
         return link
 
     def _ask(self, link: Connection, **request: Any) -> dict[str, Any]:
-        answer = self.guarded(
-            lambda: link.relay(json.dumps(request).encode(), _ANSWERS_WITHIN)
-        )
+        answer = self.guarded(lambda: link.relay(json.dumps(request).encode(), _ANSWERS_WITHIN))
         status: dict[str, Any] = json.loads(answer)["status"]
         return status
 
@@ -136,7 +134,9 @@ class Box:
                 break
             time.sleep(0.02)
         lines = self.place.log.read_text(errors="replace").splitlines() or ["it said nothing"]
-        raise HostError(f"the dev box's keeper did not start: {lines[-1]}", hint=str(self.place.log))
+        raise HostError(
+            f"the dev box's keeper did not start: {lines[-1]}", hint=str(self.place.log)
+        )
 
 
 def guest_folder() -> str:

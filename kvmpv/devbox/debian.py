@@ -86,9 +86,7 @@ def _state() -> Path:
 
 def _fetch_emulator(name: str) -> Path:
     with tempfile.TemporaryDirectory(prefix="kvmpv-deb-") as room:
-        packages = debs.fetch(
-            EMULATOR_PACKAGES, Path(room), suite=EMULATOR_SUITE, state=_state()
-        )
+        packages = debs.fetch(EMULATOR_PACKAGES, Path(room), suite=EMULATOR_SUITE, state=_state())
 
         def make(into: Path) -> None:
             for package in packages:

@@ -1,7 +1,8 @@
 #!/bin/busybox sh
 # The box's first process: from the initramfs to the agent on the host's own root.
-# What it mounts where is told on the kernel's command line: box.live=tag:path[,tag:path...],
-# box.modules=path, box.fast=path[,path...].
+# What it mounts where is told on the kernel's command line: box.live=tag:path[,tag:path...] cached,
+# the keeper telling of changes; box.plain=tag:path[,...] not cached; box.modules=path;
+# box.fast=path[,path...] from disks.
 set -e
 export PATH=/bin
 bb=/bin/busybox
@@ -9,7 +10,7 @@ $bb mkdir -p /dev /proc /sys
 $bb mount -t devtmpfs dev /dev
 $bb mount -t proc proc /proc
 $bb mount -t sysfs sys /sys
-trap '$bb echo "box: init failed"; $bb sh </dev/console >/dev/console 2>&1; $bb poweroff -f' EXIT
+trap '$bb echo "box: init failed"; $bb poweroff -f' EXIT
 
 for module in /modules/*.ko; do
     $bb insmod "$module" || $bb echo "box: cannot load $module"
@@ -31,27 +32,36 @@ $bb mkdir /rw/upper /rw/work
 $bb mount -t overlay -o lowerdir=/lower,upperdir=/rw/upper,workdir=/rw/work overlay /new
 $bb mount -t tmpfs -o mode=0755 run /new/run
 $bb mount -t tmpfs -o mode=1777,size=75% tmp /new/tmp
-for entry in $(split "$(value box.live)"); do
+for entry in $(split "$(value box.plain)"); do
     $bb mkdir -p "/new${entry#*:}"
     $bb mount -t 9p -o "$nine,cache=none" "${entry%%:*}" "/new${entry#*:}"
+done
+live=
+for entry in $(split "$(value box.live)"); do
+    $bb mkdir -p "/new${entry#*:}"
+    $bb mount -t 9p -o "$nine,cache=loose" "${entry%%:*}" "/new${entry#*:}"
+    live="$live ${entry#*:}"
 done
 modules=$(value box.modules)
 if [ -n "$modules" ]; then
     $bb mkdir -p "/new/lib/modules/$($bb uname -r)"
     $bb mount -o bind "/new$modules" "/new/lib/modules/$($bb uname -r)"
 fi
-if [ -b /dev/vda ]; then
-    $bb mount -t ext4 -o noatime,nobarrier,data=writeback /dev/vda /fast
-    for path in $(split "$(value box.fast)"); do
-        $bb mount -o bind "/fast$path" "/new$path"
-    done
-fi
+disks=abcdefgh
+for path in $(split "$(value box.fast)"); do
+    disk=/dev/vd${disks%"${disks#?}"}
+    disks=${disks#?}
+    $bb mount -t ext4 -o noatime,nobarrier "$disk" "/new$path"
+done
 
 for place in dev proc sys; do $bb mount -o move /$place /new/$place; done
 $bb mkdir -p /new/dev/pts /new/dev/shm
 $bb mount -t devpts -o gid=5,mode=0620,ptmxmode=0666 devpts /new/dev/pts
 $bb mount -t tmpfs -o mode=1777 shm /new/dev/shm
 $bb mount -t cgroup2 cgroup2 /new/sys/fs/cgroup
+# What commands write to live folders shall be seen outside while they still run.
+$bb echo 100 > /new/proc/sys/vm/dirty_expire_centisecs
+$bb echo 100 > /new/proc/sys/vm/dirty_writeback_centisecs
 $bb echo advise > /new/sys/kernel/mm/transparent_hugepage/shmem_enabled
 $bb ifconfig lo 127.0.0.1 up
 $bb hostname devbox
@@ -62,5 +72,5 @@ for port in /new/sys/class/virtio-ports/*; do
 done
 $bb mkdir -p /new/run/kvmpv-box
 $bb cp /agent /new/run/kvmpv-box/agent
-trap - EXIT
-exec $bb switch_root /new /run/kvmpv-box/agent --serve "$device" </dev/console >/dev/console 2>&1
+trap '$bb echo "box: init failed"; $bb poweroff -f' EXIT
+exec $bb switch_root /new /run/kvmpv-box/agent --serve "$device" $live </dev/console >/dev/console 2>&1

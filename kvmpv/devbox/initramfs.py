@@ -10,8 +10,8 @@ from kvmpv.images.cpio import Archive
 
 # What mounting the root needs, then what a KVM host needs.
 MODULES = [
-    "virtio_pci", "virtio_blk", "virtio_console", "9pnet_virtio", "9p", "overlay", "ext4",
-    "kvm_amd", "tun", "bridge", "vhost_net",
+    "virtio_pci", "virtio_blk", "virtio_console", "9pnet_virtio", "9p", "overlay",
+    "crc32c_generic", "ext4", "kvm_amd", "tun", "bridge", "vhost_net",
 ]  # fmt: skip
 _SIGNATURE = b"~Module signature appended~\n"
 _INIT = Path(__file__).with_name("init.sh")
@@ -19,7 +19,8 @@ _INIT = Path(__file__).with_name("init.sh")
 
 def build(kernel: Kernel) -> Path:
     """Return the path of the initramfs for ``kernel``."""
-    parts = ["1", kernel.root.name, " ".join(MODULES), _INIT, rootfs.busybox(), rootfs.agent()]
+    files: list[bytes | str | Path] = [_INIT, rootfs.busybox(), rootfs.agent()]
+    parts = ["1", kernel.root.name, " ".join(MODULES), *files]
 
     def make(into: Path) -> None:
         into.write_bytes(_archive(kernel))
@@ -61,7 +62,7 @@ def unsigned(module: bytes) -> bytes:
 
 def _archive(kernel: Kernel) -> bytes:
     archive = Archive()
-    for path in ("dev", "proc", "sys", "lower", "rw", "new", "fast"):
+    for path in ("dev", "proc", "sys", "lower", "rw", "new"):
         archive.directory(path)
     archive.device("dev/console", 0o600, 5, 1)
     archive.file("bin/busybox", rootfs.busybox().read_bytes(), 0o755)

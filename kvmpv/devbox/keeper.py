@@ -16,13 +16,15 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from kvmpv.devbox import qemu
-from kvmpv.devbox.place import Place
+from kvmpv.devbox.changes import Watch
+from kvmpv.devbox.place import CHECKOUT, Place
 from kvmpv.devbox.relay import Client, Relay
 
 if TYPE_CHECKING:
     import subprocess
 
 PING_EVERY = 2.0
+REFRESH_EVERY = 1.0
 LOST_AFTER = float(os.environ.get("KVMPV_DEVBOX_BEAT", "60"))
 BOOT_WITHIN = float(os.environ.get("KVMPV_DEVBOX_BOOT", "180"))
 _LINGER = 3.0
@@ -47,7 +49,9 @@ class Keeper:
         argv = qemu.command(place, theirs.fileno(), shares)
         self._qemu: subprocess.Popen[bytes] = qemu.start(argv, theirs.fileno())
         theirs.close()
-        self.relay = Relay(ours, self.control)
+        self.relay = Relay(ours, self.control, self._refresh)
+        self._changes = Watch(CHECKOUT)
+        self._refreshed = 0.0
         self._watch(os.pidfd_open(self._qemu.pid), lambda: self._lose("the emulator has ended"))
 
     def run(self) -> None:
@@ -83,6 +87,8 @@ class Keeper:
         for client in self.relay.sweep():
             del client
         self._beat()
+        if self.relay.running and time.monotonic() - self._refreshed > REFRESH_EVERY:
+            self._refresh()
         if not (self.stay or self._owners or self.relay.clients):
             self._ending = "its owners are gone"
 
@@ -125,6 +131,7 @@ class Keeper:
         self.heard = time.monotonic()
         if self.relay.up and not self.booted:
             self.booted = self.heard - self.started
+            qemu.favour_io(self._qemu.pid)
         if self.relay.failure:
             self._lose(self.relay.failure)
 
@@ -138,6 +145,12 @@ class Keeper:
         if silent > (LOST_AFTER if self.relay.up else BOOT_WITHIN):
             what = "stopped beating" if self.relay.up else "did not come up"
             self._lose(f"it {what}: silent for {silent:.0f} s")
+
+    def _refresh(self) -> None:
+        """Tell the box of changes, if there are any: when a command starts, and while it runs."""
+        self._refreshed = time.monotonic()
+        if self._changes.changed():
+            self.relay.refresh()
 
     # ---- Its ends -------------------------------------------------------------------------
 

@@ -113,7 +113,12 @@ class _Greeted(frames.Decoder):
 class Relay:
     """Route frames; ``control`` answers what clients ask the relay itself."""
 
-    def __init__(self, agent: socket.socket, control: Callable[[Client, bytes], bytes]) -> None:
+    def __init__(
+        self,
+        agent: socket.socket,
+        control: Callable[[Client, bytes], bytes],
+        before_run: Callable[[], None] = lambda: None,
+    ) -> None:
         nonce = os.urandom(frames.NONCE_SIZE)
         self.agent = Peer(agent, frames.Decoder(frames.MAGIC + nonce))
         self.agent.send(frames.MAGIC + nonce + frames.pack_hello())
@@ -121,6 +126,7 @@ class Relay:
         self.up = False
         self.failure = ""
         self._control = control
+        self._before_run = before_run
         self._owners: dict[int, tuple[Client | None, int]] = {}  # relay's number to client's
         self._last = 0
 
@@ -151,6 +157,10 @@ class Relay:
     def ping(self) -> None:
         """Ask the agent for a sign of life."""
         self.agent.send(frames.pack(frames.PING, 0, b"beat"))
+
+    def refresh(self) -> None:
+        """Have the agent look its live folders up again, before what is sent next."""
+        self.agent.send(frames.pack(frames.REFRESH))
 
     def from_agent(self) -> bool:
         """Handle what the agent sent; return whether it sent anything."""
@@ -208,6 +218,7 @@ class Relay:
         if kind == frames.RUN:
             if number in client.numbers:
                 raise AgentError("a session's number is in use")
+            self._before_run()
             client.numbers[number] = self._new_number(client, number)
         ours = client.numbers.get(number)
         if ours is not None:
