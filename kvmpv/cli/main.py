@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Run the command that this process was started as; return its exit status."""
+    _complete_standard_descriptors()
     arguments = sys.argv[1:]
     if arguments[:1] == ["run"] and "--help" not in arguments and "-h" not in arguments:
         from kvmpv.cli.run import run
@@ -28,13 +29,23 @@ def main() -> int:
     return guarded(app)
 
 
+def _complete_standard_descriptors() -> None:
+    """Open those that our starter has closed: what we open next would be taken for one of them."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
 def guarded(command: Callable[[], object]) -> int:
     """Run a command; turn what it raises into one line on stderr and an exit status."""
     try:
         result = command()
         return result if isinstance(result, int) else 0
     except KvmpvError as error:
-        print(f"kvmpv: {error}", file=sys.stderr)
+        line = str(error).replace("\n", "\\n")  # a path may have one in it
+        print(f"kvmpv: {line}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         return 130

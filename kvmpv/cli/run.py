@@ -22,8 +22,8 @@ def run(arguments: list[str]) -> int:
     """Run a domain from ``kvmpv run``'s arguments to its end; return the exit status."""
     domain = Domain(**parse_arguments(arguments))
     output = _console(domain)
+    _follow_signals(domain)
     with domain:
-        _follow_signals(domain)
         if domain.config.exec:
             status, end = _run_command(domain, output)
         else:
@@ -57,6 +57,8 @@ def _follow_signals(domain: Domain) -> None:
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         nonlocal asked
+        if not domain.pid:
+            raise KeyboardInterrupt
         if asked:
             domain.terminate()
             return
@@ -69,8 +71,14 @@ def _follow_signals(domain: Domain) -> None:
             pass  # it is ending already
 
     signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, lambda *_: domain.terminate())
-    signal.signal(signal.SIGHUP, lambda *_: domain.terminate())
+
+    def terminate(_signal: int, _frame: FrameType | None) -> None:
+        if not domain.pid:
+            raise KeyboardInterrupt
+        domain.terminate()
+
+    signal.signal(signal.SIGTERM, terminate)
+    signal.signal(signal.SIGHUP, terminate)
 
 
 def _run_command(domain: Domain, output: int | None) -> tuple[int, End]:

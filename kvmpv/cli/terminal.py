@@ -21,6 +21,7 @@ else:
 
 LEAVE: Final = b"\x1d"  # Ctrl-]
 CHUNK: Final = 65536
+PENDING_MAX: Final = 65536  # bytes typed that the guest has not taken
 
 
 class Terminal:
@@ -30,6 +31,8 @@ class Terminal:
         self._domain = domain
         self._output = output
         self._saved: list[Any] | None = None
+        self._pending = b""
+        self._user_has_more = True
 
     def relay(self) -> End:
         """Relay until the domain ends, or the user leaves; return the end."""
@@ -37,15 +40,14 @@ class Terminal:
         domain.terminal.setblocking(False)
         self._enter_raw()
         try:
-            poll = select.poll()
-            poll.register(domain.terminal.fileno(), select.POLLIN)
-            poll.register(0, select.POLLIN)
             while True:
-                for fd, _ in poll.poll():
-                    if fd == 0 and not self._from_user(poll):
+                for fd, events in self._poll().poll():
+                    if fd == 0 and not self._from_user():
                         return self._leave()
-                    if fd != 0 and not self._from_guest():
-                        return domain.wait_for_end()
+                    if fd != 0:
+                        self._to_guest()
+                        if events & ~select.POLLOUT and not self._from_guest():
+                            return domain.wait_for_end()
         finally:
             self._restore()
 
@@ -56,31 +58,51 @@ class Terminal:
 
         def drain() -> None:
             self._domain.terminal.setblocking(True)
-            while self._from_guest():
-                pass
-            finished.release()
+            try:
+                while self._from_guest():
+                    pass
+            except OSError:
+                pass  # nobody reads it any more
+            finally:
+                finished.release()
 
         _thread.start_new_thread(drain, ())
         return finished
 
     # ---- bytes
 
-    def _from_user(self, poll: select.poll) -> bool:
-        data = os.read(0, 4096)
-        if not data:
-            poll.unregister(0)
-            return True
+    def _poll(self) -> select.poll:
+        """Return what to wait for: to wait for one side alone would let the other starve."""
+        poll = select.poll()
+        to_guest = select.POLLOUT if self._pending else 0
+        poll.register(self._domain.terminal.fileno(), select.POLLIN | to_guest)
+        # A terminal is read in any case, for Ctrl-]; what is too much for the guest is dropped.
+        if self._user_has_more and (self._saved is not None or not self._pending):
+            poll.register(0, select.POLLIN)
+        return poll
+
+    def _from_user(self) -> bool:
+        """Take what the user typed; return whether they stay."""
+        try:
+            data = os.read(0, 4096)
+        except OSError:
+            data = b""  # the terminal is gone: SIGHUP says more
+        self._user_has_more = bool(data)
         if self._saved is not None and LEAVE in data:
             return False
-        sent = 0
-        while sent < len(data):
-            try:
-                sent += self._domain.terminal.send(data[sent:])
-            except BlockingIOError:
-                select.select([], [self._domain.terminal], [])
-            except OSError:
-                return True  # the guest ended: its side of the relay finds that out
+        if len(self._pending) < PENDING_MAX:
+            self._pending += data
+        self._to_guest()
         return True
+
+    def _to_guest(self) -> None:
+        try:
+            sent = self._domain.terminal.send(self._pending) if self._pending else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            sent = len(self._pending)  # the guest ended: its side of the relay finds that out
+        self._pending = self._pending[sent:]
 
     def _from_guest(self) -> bool:
         try:
@@ -91,7 +113,10 @@ class Terminal:
             data = b""
         view = memoryview(data)
         while view and self._output is not None:
-            view = view[os.write(self._output, view) :]
+            try:
+                view = view[os.write(self._output, view) :]
+            except BlockingIOError:  # somebody has made our terminal so
+                select.select([], [self._output], [])
         return bool(data)
 
     def _leave(self) -> End:

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Final
 
-    from kvmpv.hypercall.table import Handler
     from kvmpv.kvm import System
     from kvmpv.memory import GuestMemory
+
+    Handler = Callable[[int, int, int, int, int, int], int | None]
 
 IDENTITY_MAP: Final = 0xFFFBC000  # four pages that Intel processors want for real mode
 CR0: Final = 1 << 31 | 1 << 5 | 1 << 4 | 1 << 1 | 1 << 0  # PG NE ET MP PE

@@ -6,7 +6,7 @@ import os
 import select
 import time
 
-from kvmpv.errors import BadInput, GuestCrash, KvmpvError
+from kvmpv.errors import BadInput, GuestCrash, HostError, KvmpvError
 from kvmpv.toolstack import config as configuration
 from kvmpv.toolstack import defaults, rundir, vmm
 
@@ -109,31 +109,60 @@ class Domain:
         self.config.name = self.config.name or f"domain-{os.getpid()}-{os.urandom(3).hex()}"
         self.pid = 0
         self._terminated = False
+        self._sockets: list[_socket.socket] = []
+        self._pidfd = -1
         self._agent: Connection | None = None
         self._end: End | None = None
 
     def start(self) -> Self:
-        """Start the domain; return as soon as its process runs."""
+        """Start the domain; return as soon as its process runs. One that has ended may start again.
+
+        Raises BadInput for files that cannot be, HostError for what this host lacks.
+        """
         config = self.config
         kernel = config.kernel or defaults.kernel()
         initrd = config.initrd or ("" if config.kernel else defaults.initrd())
         self._directory = rundir.RunDirectory(config.name)
         rundir.sweep()
+        self._end = self._agent = None
+        self._terminated = False
         descriptors = vmm.Descriptors()
         try:
             self._open(descriptors, kernel, initrd)
             cmdline = f"{defaults.CMDLINE} {config.cmdline}".rstrip()
             if config.exec:
                 cmdline += " kvmpv.shell=off"
-            self._log = self._directory.create("log")
-            self.pid = vmm.spawn(config, descriptors, self._log, cmdline)
-        except BaseException:
-            self._directory.close()
+            self.pid = vmm.spawn(config, descriptors, cmdline)
+            self._pidfd = os.pidfd_open(self.pid)
+        except BaseException as error:
+            self._undo()
+            if isinstance(error, OSError):
+                raise HostError(
+                    f"cannot start a domain: {error.strerror}",
+                    hint="look at this host's limits: ulimit -a, free, df",
+                ) from None
             raise
         finally:
             descriptors.close()
-        self._pidfd = os.pidfd_open(self.pid)
         return self
+
+    def _undo(self) -> None:
+        """Take back what a start that failed has made."""
+        if self.pid:
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+            self.pid = 0
+        self._release()
+
+    def _release(self) -> None:
+        """Close all that is open for the domain, and remove its folder."""
+        for socket in self._sockets:
+            socket.close()
+        self._sockets.clear()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        self._directory.close()
 
     def _open(self, descriptors: vmm.Descriptors, kernel: str, initrd: str) -> None:
         config = self.config
@@ -144,10 +173,11 @@ class Domain:
         descriptors.give_memory(config.memory)
         for key in ("terminal", "exec", "lifeline"):
             ours, theirs = vmm.socket_pair()
+            self._sockets.append(ours)
             setattr(self, f"_{key}", ours)
             descriptors.give(key, theirs)
         descriptors.give("control", self._directory.listen().detach())
-        for key in ("end", "report"):
+        for key in ("end", "report", "log"):
             descriptors.give(key, self._directory.create(key))
         if config.trace:
             descriptors.give("trace", _create(config.trace))
@@ -259,8 +289,9 @@ class Domain:
     def wait(self, timeout: float | None = None) -> End | None:
         """Wait for the domain's end; return None when ``timeout`` seconds pass before it."""
         if self._end is None:
-            ready, _, _ = select.select([self._pidfd], [], [], timeout)
-            if not ready:
+            poll = select.poll()
+            poll.register(self._pidfd, select.POLLIN)
+            if not poll.poll(None if timeout is None else timeout * 1000):
                 return None
             os.waitpid(self.pid, 0)
             self._end = self._collect()
@@ -286,14 +317,20 @@ class Domain:
         if self._end is None:
             self.terminate()
             if self.wait(timeout=2.0) is None:
-                os.kill(self.pid, signal.SIGKILL)
+                self._signal(signal.SIGKILL)
         return self.wait_for_end()
 
     def terminate(self) -> None:
         """End the domain without waiting for it; safe in a signal handler."""
-        if self._end is None:
+        if self.pid and self._end is None:
             self._terminated = True
-            os.kill(self.pid, signal.SIGTERM)
+            self._signal(signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except OSError:
+            pass  # it has ended
 
     def close(self) -> None:
         """End the domain if it still runs, and remove all that belongs to it."""
@@ -318,17 +355,13 @@ class Domain:
         # Not splitlines: a guest's reason may hold other characters that it breaks lines at.
         lines = _read(f"{path}/end").split("\n")
         facts = dict(line.split("=", 1) for line in lines if "=" in line)
+        report = _read(f"{path}/report")
         if not facts and self._terminated:  # before it could say so, or after it had hung
             facts = {"kind": "killed", "message": "the domain's process was terminated"}
-        report = _read(f"{path}/report")
         if not facts or facts.get("kind") == "bug":
             report += f"\nlog of the domain's process:\n{_read(f'{path}/log')}"
         kept = _keep_report(self.config.name, report) if report else ""
-        for socket in (self._terminal, self._exec, self._lifeline):
-            socket.close()
-        os.close(self._pidfd)
-        os.close(self._log)
-        self._directory.close()
+        self._release()
         return End(facts, kept)
 
 

@@ -36,21 +36,22 @@ KVM_REMEDIES: Final = {
 class Descriptors:
     """The descriptors that a VMM is to inherit, by the names that its orders have for them."""
 
-    __slots__ = ("_fds", "words")
+    __slots__ = ("fds", "words")
 
     def __init__(self) -> None:
-        self._fds: list[int] = []
+        self.fds: dict[str, int] = {}
         self.words: list[str] = []
 
     def give(self, key: str, fd: int) -> None:
         """Hand a descriptor over under a key; it is closed here by ``close``."""
-        self._fds.append(fd)
-        self.words.append(f"{key}={fd}")
+        self.fds[key] = fd
+        if key != "log":  # its output, not its orders
+            self.words.append(f"{key}={fd}")
 
     def give_memory(self, size: int) -> None:
         """Hand guest memory over, in one sealed memfd."""
         fd = os.memfd_create("kvmpv-guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        self._fds.append(fd)
+        self.fds["memory"] = fd
         try:
             os.ftruncate(fd, size)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
@@ -66,13 +67,13 @@ class Descriptors:
 
     def actions(self) -> list[tuple[int, int, int]]:
         """Return posix_spawn's file actions: a dup2 onto itself makes a descriptor inherited."""
-        return [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in self._fds]
+        return [(os.POSIX_SPAWN_DUP2, fd, fd) for key, fd in self.fds.items() if key != "log"]
 
     def close(self) -> None:
         """Close them all on this side."""
-        for fd in self._fds:
+        for fd in self.fds.values():
             os.close(fd)
-        self._fds.clear()
+        self.fds.clear()
 
 
 def open_kvm() -> int:
@@ -105,8 +106,9 @@ def socket_pair() -> tuple[_socket.socket, int]:
     return ours, theirs.detach()
 
 
-def spawn(config: DomainConfig, descriptors: Descriptors, log: int, cmdline: str) -> int:
+def spawn(config: DomainConfig, descriptors: Descriptors, cmdline: str) -> int:
     """Start the VMM in a session of its own; return its process id."""
+    log = descriptors.fds["log"]
     arguments = [
         sys.executable, "-I", "-S", PROGRAM,
         f"name={config.name}", f"vcpus={config.vcpus}", f"max_vcpus={config.max_vcpus}",

@@ -69,9 +69,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    *arguments: str, domains: Path | None = None, **variables: str
+    *arguments: str, domains: Path | None = None, variables: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "KVMPV_RUN_DIR": str(domains), **variables}
+    environment = {**os.environ, "KVMPV_RUN_DIR": str(domains), **(variables or {})}
     return subprocess.run(
         [KVMPV, *arguments],
         env=environment,
@@ -120,5 +120,5 @@ def test_completion_is_offered() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "_KVMPV_COMPLETE=complete_bash" in done.stdout
     words = {"COMP_WORDS": "kvmpv run --ma", "COMP_CWORD": "2"}
-    done = run(_KVMPV_COMPLETE="complete_bash", **words)
+    done = run(variables={"_KVMPV_COMPLETE": "complete_bash", **words})
     assert done.stdout.split() == ["--max-vcpus"]
