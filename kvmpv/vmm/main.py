@@ -113,7 +113,7 @@ class Domain:
             return machine
         self.boots += 1
         self.times.setdefault("run", time.monotonic_ns())
-        self.first_run = time.monotonic_ns()
+        self.cpu_at_run = time.process_time_ns()
         machine.start()
         return machine
 
@@ -181,6 +181,7 @@ class Domain:
         facts["log_records"] = self.guest_ports.log_records
         facts["log_bytes_dropped"] = self.guest_ports.log_dropped
         facts["boots"] = self.boots
+        facts["cpu_ns"] = time.process_time_ns() - self.cpu_at_run
         start = self.orders.started or self.times["main"]
         for name, moment in self.times.items():
             facts[f"ns_to_{name}"] = moment - start

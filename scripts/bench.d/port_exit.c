@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Print what one exit to user space for a port write costs in C, in nanoseconds: the floor
- * under every hypercall. The guest is a 64-bit "out %eax, (%dx); jmp" loop, as a kvmpv guest's
- * gate. Arguments: exits to count (100000), register sets to sync (0; 1 REGS, 2 SREGS, 3 both).
+ * under every hypercall. The guest runs the loop of calls.S, which kvmpv's side runs too. Arguments: exits to count (100000), register sets to sync (0; 1 REGS, 2 SREGS, 3 both).
  * With sets to sync each exit also reads and writes RAX, as a VMM that answers would. What is
  * printed is the median of 20 batches in the thread's own time, so that a busy machine counts less.
  */
@@ -26,8 +25,10 @@
 
 static const uint8_t code[] = {
 	0x66, 0xba, PORT & 0xff, PORT >> 8,	/* mov $PORT, %dx */
-	0xef,					/* 1: out %eax, (%dx) */
-	0xeb, 0xfd,				/* jmp 1b */
+	0x31, 0xc0,				/* 1: xor %eax, %eax */
+	0xef,					/* out %eax, (%dx) */
+	0xff, 0xc9,				/* dec %ecx: from 0, so 2^32 times */
+	0x75, 0xf9,				/* jnz 1b */
 };
 
 static int vcpu;
