@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,3 +28,10 @@ def test_vm_computes_in_the_guest() -> None:
 def test_vm_stays_short() -> None:
     code = (ROOT / "examples/vm.py").read_text().partition("def gcd")[2].splitlines()
     assert len([line for line in code if line.strip()]) <= 30
+
+
+def test_the_documents_python_runs() -> None:
+    text = (ROOT / "docs/kvm.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 4
+    exec(compile("\n".join(blocks), "docs/kvm.md", "exec"), {})
