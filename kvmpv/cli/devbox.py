@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from kvmpv.devbox import soak as soaking
 from kvmpv.devbox import terminal
 from kvmpv.devbox.box import Box, guest_environment, guest_folder
 from kvmpv.errors import KvmpvError, LostBox
@@ -60,6 +61,24 @@ def run(command: Command, name: Name = "", retry: Retry = False) -> None:
 def shell(name: Name = "") -> None:
     """Open a shell in the box, in this folder."""
     raise typer.Exit(_run(Box(name), ["bash", "-i"], stdin=True))
+
+
+@app.command()
+def soak(
+    count: Annotated[int, typer.Argument(min=1, help="How many guests.")] = 50,
+    name: Name = "",
+    command: Annotated[list[str] | None, typer.Argument(help="Boot with this command.")] = None,
+) -> None:
+    """Boot guests with two vCPUs in the box and print how many came up."""
+
+    def told(number: int, outcome: soaking.Outcome) -> None:
+        _say(f"{number:3}/{count}  {outcome.seconds:5.1f} s  {outcome.verdict or 'up'}")
+
+    outcomes = soaking.soak(Box(name), count, _owner(), told, command or soaking.COMMAND)
+    good = [outcome.seconds for outcome in outcomes if not outcome.verdict]
+    middle = f", median {sorted(good)[len(good) // 2]:.1f} s" if good else ""
+    print(f"{len(good)} of {count} came up{middle}")
+    raise typer.Exit(0 if len(good) == count else 1)
 
 
 @app.command()
