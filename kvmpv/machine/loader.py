@@ -128,7 +128,7 @@ def _load_bzimage(memory: GuestMemory, fd: int, head: bytes) -> Kernel:
     _check_segment(memory, BZIMAGE_LOAD, length, max(length, init_size))
     memory.readinto(BZIMAGE_LOAD, length, fd, start)
     # The header ends where its jump instruction leads to (boot.rst, "header, type: write").
-    header_end = 0x202 + head[0x201]
+    header_end = min(0x202 + head[0x201], SETUP_HEADER_END)
     end = BZIMAGE_LOAD + max(length, init_size)
     return Kernel(BZIMAGE_LOAD + ENTRY_64, end, head[SETUP_HEADER:header_end])
 
