@@ -12,6 +12,7 @@ import errno
 from kvmpv import abi
 from kvmpv.errors import KvmError
 from kvmpv.kvm import uapi
+from kvmpv.kvm._ioctl import run
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,20 @@ MASK64: Final = (1 << 64) - 1
 REGS: Final = uapi.KVM_SYNC_X86_REGS
 SREGS: Final = uapi.KVM_SYNC_X86_SREGS
 GATE: Final = uapi.port_word(abi.GATE_PORT_NUMBER, 4)
+# The exit loop's own names: a lookup in another module costs as much as the read that follows it.
+WORD: Final = uapi.RUN_IO_WORD64
+REASON: Final = uapi.RUN_EXIT_REASON32
+PORT_EXIT: Final = uapi.KVM_EXIT_IO
+CS_L: Final = uapi.RUN_CS_L8
+SS_DPL: Final = uapi.RUN_SS_DPL8
+DIRTY: Final = uapi.RUN_DIRTY_REGS64
+RAX: Final = uapi.RUN_RAX64
+RDI: Final = uapi.RUN_RDI64
+RSI: Final = uapi.RUN_RSI64
+R8: Final = uapi.RUN_R8_64
+R9: Final = uapi.RUN_R9_64
+R10: Final = uapi.RUN_R10_64
+
 UNKNOWN: Final = -1  # the number that all unknown calls are counted under
 
 
@@ -93,41 +108,35 @@ class Processor:
 
     def _loop(self) -> None:
         """Run the vCPU until it goes down or its machine ends."""
-        vcpu = self.vcpu
-        run = vcpu.run
+        vcpu, fd = self.vcpu, self.vcpu.fd
         page8, page32, page64 = vcpu.page8, vcpu.page32, vcpu.page64
         handlers, calls, index = self._machine.handlers, self.calls, self.index
         while True:
-            error = run()
+            error = run(fd)
             if error:
                 if not self._interrupted(-error):
                     return
                 continue
-            if page64[uapi.RUN_IO_WORD64] != GATE or page32[uapi.RUN_EXIT_REASON32] != 2:
+            if page64[WORD] != GATE or page32[REASON] != PORT_EXIT:
                 if not self._other_exit():
                     return
                 continue
-            if page8[uapi.RUN_CS_L8] and not page8[uapi.RUN_SS_DPL8]:
-                number = page64[uapi.RUN_RAX64]
+            if page8[CS_L] and not page8[SS_DPL]:
+                number = page64[RAX]
                 handler = handlers.get(number)
                 if handler is None:
                     number, handler = UNKNOWN, _unknown
                 calls[number] = calls.get(number, 0) + 1
                 result = handler(
-                    index,
-                    page64[uapi.RUN_RDI64],
-                    page64[uapi.RUN_RSI64],
-                    page64[uapi.RUN_R8_64],
-                    page64[uapi.RUN_R9_64],
-                    page64[uapi.RUN_R10_64],
+                    index, page64[RDI], page64[RSI], page64[R8], page64[R9], page64[R10]
                 )
                 if result is None:
                     vcpu.complete_exit()
                     return
             else:
                 result = -abi.EPERM
-            page64[uapi.RUN_RAX64] = result & MASK64
-            page64[uapi.RUN_DIRTY_REGS64] = REGS
+            page64[RAX] = result & MASK64
+            page64[DIRTY] = REGS
 
     def _interrupted(self, error: int) -> bool:
         if error == errno.EINTR:
