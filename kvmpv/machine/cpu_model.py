@@ -146,7 +146,9 @@ def _set_topology(entries: list[CpuidEntry], count: int) -> None:
     entries.append(CpuidEntry(0xB, 2, BY_INDEX, 0, 0, 2, 0))
     hyper_threading = 1 << 28
     for entry in entries:
-        if entry.function == 1:
+        if entry.function == 0:
+            entry.eax = max(entry.eax, 0xB)  # a leaf beyond it is not there for guests
+        elif entry.function == 1:
             entry.ebx = entry.ebx & 0xFF00FFFF | min(count, 255) << 16
             entry.edx = entry.edx & ~hyper_threading | (hyper_threading if count > 1 else 0)
         elif entry.function == 4 and entry.eax & 0x1F:

@@ -21,8 +21,8 @@ LOAD_AT = 1 << 20
 def elf(segment: dict[str, int] | None = None, **header: int | bytes) -> bytes:
     """Return an ELF file with one segment; keywords put other values into its header."""
     start = HEADER.size + SEGMENT.size
-    fields: dict[str, int | bytes] = dict.fromkeys(HEADER_FIELDS, 0) | {
-        "magic": b"\x7fELF", "bits": 2, "order": 1, "version": 1, "kind": 2, "machine": 62,
+    fields: dict[str, int | bytes] = {
+        **dict.fromkeys(HEADER_FIELDS, 0), "magic": b"\x7fELF", "bits": 2, "order": 1, "version": 1, "kind": 2, "machine": 62,
         "entry": LOAD_AT, "table": HEADER.size, "size": HEADER.size, "entry_size": SEGMENT.size,
         "count": 1,
     }  # fmt: skip
@@ -41,7 +41,8 @@ def bzimage(**fields: int) -> bytes:
     places = {
         "sectors": ("<B", 0x1F1, 1), "paragraphs": ("<I", 0x1F4, len(body) // 16),
         "flag": ("<H", 0x1FE, 0xAA55), "jump": ("<B", 0x201, 0x6A),
-        "magic": ("<4s", 0x202, b"HdrS"), "version": ("<H", 0x206, 0x20F), "xloadflags": ("<H", 0x236, 1),
+        "magic": ("<4s", 0x202, b"HdrS"), "version": ("<H", 0x206, 0x20F),
+        "xloadflags": ("<H", 0x236, 1),
         "init_size": ("<I", 0x260, 0x10000),
     }  # fmt: skip
     for name, (code, at, value) in places.items():
