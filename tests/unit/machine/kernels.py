@@ -22,7 +22,8 @@ def elf(segment: dict[str, int] | None = None, **header: int | bytes) -> bytes:
     """Return an ELF file with one segment; keywords put other values into its header."""
     start = HEADER.size + SEGMENT.size
     fields: dict[str, int | bytes] = {
-        **dict.fromkeys(HEADER_FIELDS, 0), "magic": b"\x7fELF", "bits": 2, "order": 1, "version": 1, "kind": 2, "machine": 62,
+        **dict.fromkeys(HEADER_FIELDS, 0),
+        "magic": b"\x7fELF", "bits": 2, "order": 1, "version": 1, "kind": 2, "machine": 62,
         "entry": LOAD_AT, "table": HEADER.size, "size": HEADER.size, "entry_size": SEGMENT.size,
         "count": 1,
     }  # fmt: skip

@@ -1,0 +1,87 @@
+"""All handlers of one guest, over real memory and sockets, with a machine that only takes notes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Self
+
+from kvmpv import abi, memory
+from kvmpv.hypercall.events import EventChannels
+from kvmpv.hypercall.ports import Port, Ports
+from kvmpv.hypercall.requests import Requests
+from kvmpv.hypercall.scheduling import Scheduling
+from kvmpv.hypercall.table import Version, handlers
+from kvmpv.hypercall.vcpus import Vcpus
+
+RAM = 1 << 20
+MESSAGE = 0xFEE00000
+
+
+class World:
+    """The handlers, and what they did to the machine."""
+
+    def __init__(self) -> None:
+        self.fd = memory.create_memfd("test", RAM)
+        self.memory = memory.map_regions([(0, RAM, self.fd, 0)])
+        self.signals: list[tuple[int, int]] = []
+        self.ends: list[tuple[int, str, str]] = []
+        self.ups: list[tuple[int, abi.VcpuStart]] = []
+        self.armed: list[tuple[int, int]] = []
+        self.streams: list[socket.socket] = []
+        self.ports_made = [self._port() for _ in range(abi.MAX_PORTS)]
+        self.version = Version()
+        self.events = EventChannels(self.memory, self._signal)
+        self.ports = Ports(self.memory, self.events, self.ports_made, self._watch)
+        self.requests = Requests(self.memory, self.events)
+        scheduling = Scheduling(self.memory, lambda *end: self.ends.append(end))
+        vcpus = Vcpus(self.memory, self._up, lambda _: -abi.EBUSY)
+        self.table = handlers(
+            self.version, self.ports, self.events, self.requests, scheduling, vcpus
+        )
+
+    def _port(self) -> Port:
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        ours.setblocking(False)
+        self.streams.append(ours)
+        return Port(theirs)
+
+    def _signal(self, address: int, data: int) -> int:
+        self.signals.append((address, data))
+        return 1
+
+    def _watch(self, number: int, waits: int) -> None:
+        self.armed.append((number, waits))
+
+    def _up(self, apic_id: int, start: abi.VcpuStart) -> int:
+        self.ups.append((apic_id, start))
+        return 0
+
+    def call(self, number: int, *arguments: int) -> int | None:
+        """Make a call as the exit loop does, with zeroes where no argument is given."""
+        padded = [*arguments, 0, 0, 0, 0, 0][:5]
+        return self.table[number](0, *padded)
+
+    def channel(self, vector: int) -> int:
+        """Allocate a channel and bind it to a vector."""
+        channel = self.call(abi.HC_EVTCHN_ALLOC)
+        assert channel is not None
+        record = abi.EVTCHN_BIND.pack(1, abi.EVTCHN_BIND.size, 1, abi.EVTCHN_MESSAGE.size)
+        self.memory.write(0x8000, record + abi.EVTCHN_MESSAGE.pack(MESSAGE, vector, channel))
+        assert self.call(abi.HC_EVTCHN_BIND, 0x8000) == 0
+        return channel
+
+    def close(self) -> None:
+        for stream in self.streams:
+            stream.close()
+        for port in self.ports_made:
+            port.socket.close()
+        self.memory.close()
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
