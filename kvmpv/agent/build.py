@@ -11,9 +11,10 @@ from kvmpv.errors import HostError
 
 SOURCES = Path(__file__).parent
 FLAGS = [
-    "-std=gnu11", "-Os", "-static", "-s", "-Wall", "-Wextra", "-Werror=implicit",
+    "-std=gnu11", "-Os", "-s", "-Wall", "-Wextra", "-Werror=implicit",
     "-fno-asynchronous-unwind-tables", "-Wl,--build-id=none",
 ]  # fmt: skip
+STATIC = ["-static"]
 
 
 def sources() -> list[Path]:
@@ -30,9 +31,12 @@ def compiler() -> str:
 
 
 def compile_agent(into: Path, *more: str) -> None:
-    """Compile the agent to the file ``into``; raises HostError with the compiler's first error."""
+    """Compile the agent to the file ``into``, static unless other flags are given.
+
+    Raises HostError with the compiler's first error.
+    """
     units = [path.name for path in sources() if path.suffix == ".c"]
-    command = [compiler(), *FLAGS, *more, "-o", str(into), *units]
+    command = [compiler(), *FLAGS, *(more or STATIC), "-o", str(into), *units]
     done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]

@@ -41,6 +41,7 @@ class Connection:
         self._starting = allocate_lock()
         self._controlling = allocate_lock()
         self._sessions: dict[int, Session] = {}
+        self._events: list[int] = []
         self._control = Session(self, 0)
         self._next_id = 0
         self.failure: AgentError | None = None
@@ -131,6 +132,8 @@ class Connection:
         self._fail("the connection is closed")
         self._sock.close()
         self._control.close()
+        while self._events:
+            os.close(self._events.pop())
 
     def __enter__(self) -> Connection:
         return self
@@ -205,6 +208,20 @@ class Connection:
     def forget(self, session: Session) -> None:
         """Drop a session that has ended."""
         self._sessions.pop(session.id, None)
+
+    def borrow_event(self) -> int:
+        """Return an eventfd for a session to be woken by.
+
+        They are never closed before the connection is: a late wake-up does no harm then.
+        """
+        try:
+            return self._events.pop()
+        except IndexError:
+            return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+    def return_event(self, fd: int) -> None:
+        """Take an eventfd back, to be used again."""
+        self._events.append(fd)
 
     # ---- Inside -------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         def flush(self) -> None: ...
         def receive(self, current: Session) -> None: ...
         def forget(self, session: Session) -> None: ...
+        def borrow_event(self) -> int: ...
+        def return_event(self, fd: int) -> None: ...
         def fileno(self) -> int: ...
 
 
@@ -44,7 +46,7 @@ class Session:
         self.status: int | None = None
         self.answers: list[tuple[int, bytes]] = []
         self._link = link
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake = link.borrow_event()
         self._input: int | bytes | None = None
         self._sinks: list[int | bytearray | None] = [None, None, None]
         self._pending: list[list[bytes | memoryview]] = [[], [], []]
@@ -128,20 +130,22 @@ class Session:
 
     def wake(self) -> None:
         """Make the thread that waits in this session look again."""
-        if self._wake >= 0:
-            os.eventfd_write(self._wake, 1)
+        wake = self._wake
+        if wake >= 0:
+            os.eventfd_write(wake, 1)
 
     def close(self) -> None:
-        """Release the session's descriptor."""
+        """Give the session's event back."""
         wake, self._wake = self._wake, -1
         if wake >= 0:
-            os.close(wake)
+            self._link.return_event(wake)
 
     def poll_once(self, poll: select.poll, timeout: float | None) -> list[tuple[int, int]]:
         """Wait for the socket, a wake-up or what ``poll`` holds; handle the first two."""
         link = self._link
         sock = link.fileno()
-        poll.register(sock, _IN | _OUT if link.unsent else _IN)
+        if link.failure is None:  # a closed socket stays readable for ever
+            poll.register(sock, _IN | _OUT if link.unsent else _IN)
         poll.register(self._wake, _IN)
         ready = poll.poll(None if timeout is None else timeout * 1000)
         others = []

@@ -153,5 +153,6 @@ def guest_environment() -> dict[str, str]:
         for key, value in os.environ.items()
         if key in _PASSED_ON or key.startswith(_PASSED_ON_PREFIXES)
     }
-    path = f"{CHECKOUT}/build/bin:{CHECKOUT}/build/venv/bin:{_SYSTEM_PATH}"
+    environment = (CHECKOUT / "build/venv").resolve()
+    path = f"{CHECKOUT}/build/bin:{environment}/bin:{_SYSTEM_PATH}"
     return passed | {"PATH": path, "KVMPV_BOX": "1"}

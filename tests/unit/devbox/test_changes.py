@@ -1,0 +1,52 @@
+"""Changes in a folder are seen, in folders made later too."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kvmpv.devbox.changes import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def watch(tmp_path: Path) -> Iterator[Watch]:
+    (tmp_path / "sub").mkdir()
+    found = Watch(tmp_path)
+    yield found
+    found.close()
+
+
+def test_nothing_changes_by_itself(watch: Watch) -> None:
+    assert not watch.changed()
+
+
+def test_a_written_file_is_a_change_once(watch: Watch, tmp_path: Path) -> None:
+    (tmp_path / "sub" / "file").write_text("x")
+    assert watch.changed()
+    assert not watch.changed()
+
+
+def test_a_removed_file_is_a_change(watch: Watch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    watch.changed()
+    (tmp_path / "file").unlink()
+    assert watch.changed()
+
+
+def test_a_new_folder_is_watched(watch: Watch, tmp_path: Path) -> None:
+    (tmp_path / "new" / "deep").mkdir(parents=True)
+    assert watch.changed()
+    (tmp_path / "new" / "deep" / "file").write_text("x")
+    assert watch.changed()
+
+
+def test_reading_is_no_change(watch: Watch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    watch.changed()
+    (tmp_path / "file").read_text()
+    assert not watch.changed()

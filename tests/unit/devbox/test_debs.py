@@ -1,0 +1,61 @@
+"""Where packages come from: the machine's own sources, whatever their form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from kvmpv.devbox import debs
+from kvmpv.errors import HostError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DEB822 = """\
+# a comment
+Types: deb
+URIs: http://mirror.example/debian
+Suites: bookworm bookworm-updates
+Components: main contrib
+Signed-By: /usr/share/keyrings/archive.gpg
+
+Types: deb
+URIs: http://mirror.example/security
+Suites: bookworm-security
+Components: main
+"""
+ONE_LINE = (
+    "# deb http://off.example/debian bookworm main\n"
+    "deb [signed-by=/k.gpg arch=amd64,i386] http://one.example/debian bookworm main contrib\n"
+)
+
+
+def etc(tmp_path: Path, **files: str) -> Path:
+    (tmp_path / "sources.list.d").mkdir()
+    for name, text in files.items():
+        (tmp_path / "sources.list.d" / name.replace("_", ".")).write_text(text)
+    return tmp_path
+
+
+def test_the_archives_own_entry_is_taken_with_the_suite_replaced(tmp_path: Path) -> None:
+    found = debs.archive_source(etc(tmp_path, debian_sources=DEB822), "bookworm-backports")
+    assert found.splitlines() == [
+        "Types: deb",
+        "Uris: http://mirror.example/debian",
+        "Suites: bookworm-backports",
+        "Components: main",
+        "Signed-By: /usr/share/keyrings/archive.gpg",
+    ]
+
+
+def test_the_one_line_form_is_read_too(tmp_path: Path) -> None:
+    found = debs.archive_source(etc(tmp_path, extra_list=ONE_LINE), "bookworm-backports")
+    assert "Uris: http://one.example/debian\n" in found
+    assert "Signed-By: /k.gpg\n" in found
+    assert "Arch: amd64 i386\n" in found
+
+
+def test_no_archive_is_one_line_and_a_hint(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="no Debian bookworm archive"):
+        debs.archive_source(etc(tmp_path), "bookworm-backports")
