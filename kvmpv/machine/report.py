@@ -14,21 +14,22 @@ if TYPE_CHECKING:
 CODE_BEFORE: Final = 16
 CODE_AFTER: Final = 32
 
-# What KVM's emulator stumbles over: opcode bytes (after prefixes), and the feature whose absence
+# What KVM's emulator stumbles over: opcode bytes behind the prefixes, and the feature whose absence
 # keeps a guest from using them.
 STUMBLES: Final = (
     (b"\x0f\x01\xca", "smap"),
     (b"\x0f\x01\xcb", "smap"),
-    (b"\x0f\xc7", "cx16"),
-    (b"\x48\x0f\xc7", "cx16"),
-    (b"\x0f\xae", "xsave"),
-    (b"\x48\x0f\xae", "xsave"),
-    (b"\x66\x0f\x38\x82", "invpcid"),
-    (b"\x0f\x01\xee", "pku"),
-    (b"\x0f\x01\xef", "pku"),
     (b"\x0f\x01\xd0", "xsave"),
     (b"\x0f\x01\xd1", "xsave"),
+    (b"\x0f\x01\xee", "pku"),
+    (b"\x0f\x01\xef", "pku"),
+    (b"\x0f\x38\x82", "invpcid"),
+    (b"\x0f\x38\xf0", "movbe"),
+    (b"\x0f\x38\xf1", "movbe"),
+    (b"\x0f\xae", "xsave"),
+    (b"\x0f\xc7", "cx16"),
 )
+PREFIXES: Final = frozenset((0x66, 0xF0, 0xF2, 0xF3, *range(0x40, 0x50)))
 
 
 def printable(text: str) -> str:
@@ -38,8 +39,11 @@ def printable(text: str) -> str:
 
 def feature_to_hide(code: bytes) -> str:
     """Return the CPUID feature whose hiding avoids an instruction, or an empty string."""
+    at = 0
+    while at < len(code) and code[at] in PREFIXES:
+        at += 1
     for opcode, feature in STUMBLES:
-        if code.startswith(opcode):
+        if code.startswith(opcode, at):
             return feature
     return ""
 
@@ -63,7 +67,7 @@ def headline(machine: Machine) -> str:
     line = machine.message
     if machine.kind == "stuck" and machine.culprit is not None:
         code = code_at(machine, machine.culprit)[1]
-        if code:
+        if code and "bytes" not in line:
             line += f", at instruction bytes {code[:15].hex(' ')}"
         feature = feature_to_hide(code)
         if feature:
