@@ -91,7 +91,7 @@ def _kvm() -> list[Finding]:
         facts = _probe(fd)
     finally:
         os.close(fd)
-    if "error" in facts or not PROBED <= facts.keys():
+    if "error" in facts or not facts.keys() >= PROBED:
         seen = facts.get("error", "the probe died")
         remedy = "boot Linux 5.10 or newer with KVM, or use scripts/devbox"
         return [*found, Finding("KVM interface", False, seen, remedy, needed=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from kvmpv.errors import BadInput, GuestCrash, KvmpvError
 from kvmpv.toolstack.domain import End
 
