@@ -117,7 +117,11 @@ class RunDirectory:
     def connect(self) -> _socket.socket:
         """Return a connection to the domain's control socket."""
         connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-        connection.connect(f"{self.path}/control")
+        try:
+            connection.connect(f"{self.path}/control")
+        except OSError:
+            connection.close()
+            raise
         return connection
 
     def create(self, file: str) -> int:

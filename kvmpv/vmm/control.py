@@ -38,7 +38,7 @@ class Control:
             "resume": self._resume,
             "poweroff": lambda _: self._ask(abi.REQUEST_POWEROFF),
             "reboot": lambda _: self._ask(abi.REQUEST_REBOOT),
-            "sysrq": lambda words: self._ask(abi.REQUEST_SYSRQ, sysrq=ord(words[0])),
+            "sysrq": self._sysrq,
             "vcpus": self._vcpus,
             "window": self._window,
             "kill": self._kill,
@@ -67,17 +67,20 @@ class Control:
         except OSError:
             data = b""
         received += data
-        if not data or len(received) > LINE_MAX:
+        if not data:
             self._drop(fd)
             return
-        while b"\n" in received:
-            line, _, rest = bytes(received).partition(b"\n")
-            received[:] = rest
-            try:
-                connection.send(self._answer(line.decode("utf-8", "replace")).encode() + b"\n")
-            except OSError:
-                self._drop(fd)
-                return
+        *lines, rest = bytes(received).split(b"\n")
+        received[:] = rest
+        answers = [self._answer(line.decode("utf-8", "replace")) + "\n" for line in lines]
+        answer = "".join(answers).encode()
+        try:
+            sent = connection.send(answer) if answer else 0
+        except OSError:
+            sent = 0
+        # It does not read: half an answer would be a wrong one. Or it does not end its line.
+        if sent < len(answer) or len(rest) > LINE_MAX:
+            self._drop(fd)
 
     def _drop(self, fd: int) -> None:
         connection, _ = self._connections.pop(fd)
@@ -122,6 +125,12 @@ class Control:
 
     def _ask(self, request: int, **values: int) -> str:
         return "ok" if self._domain.ask(request, **values) else "ok heard=no"
+
+    def _sysrq(self, words: list[str]) -> str:
+        key = words[0]
+        if len(key) != 1 or not key.isascii():
+            return "error sysrq: one ASCII character"
+        return self._ask(abi.REQUEST_SYSRQ, sysrq=ord(key))
 
     def _vcpus(self, words: list[str]) -> str:
         count = int(words[0])

@@ -11,8 +11,8 @@ def test_orders_are_read() -> None:
     orders = parse(
         [
             "name=web", "kvm=3", "memory=0:0xc0000000:4:0",
-            "memory=0x100000000:0x1000:4:0xc0000000", "kernel=5", "vcpus=2", "max_vcpus=8", "cpu=host,-smap", "instance=00ff", "stats=1",
-            "started=12345", "cmdline=a=b c",
+            "memory=0x100000000:0x1000:4:0xc0000000", "kernel=5", "vcpus=2", "max_vcpus=8",
+            "cpu=host,-smap", "instance=00ff", "stats=1", "started=12345", "cmdline=a=b c",
         ]
     )  # fmt: skip
     assert (orders.name, orders.kvm, orders.kernel, orders.initrd) == ("web", 3, 5, -1)
