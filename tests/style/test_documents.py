@@ -76,6 +76,17 @@ def test_named_files_exist() -> None:
     assert missing == set()
 
 
+def test_documents_that_code_refers_to_exist() -> None:
+    missing = {
+        f"{tree.name(path)}: {document}"
+        for path in tree.files()
+        if path.suffix not in (".md", ".patch")
+        for document in re.findall(r"\bdocs/[\w./-]+\.md\b", path.read_text())
+        if not (tree.ROOT / document).exists()
+    }
+    assert missing == set()
+
+
 def test_commands_in_the_readme_exist() -> None:
     fences = "".join(FENCE.findall((tree.ROOT / "README.md").read_text()))
     named = set(re.findall(r"^(?:\$ )?kvmpv (\w+)", fences, re.MULTILINE))
