@@ -103,7 +103,7 @@ int spawn(const char *file, const char *const *argv, const char *const *env, con
 
 /* live.c: folders that somebody else changes too */
 void live_add(const char *path);
-void live_refresh(void);
+int live_refresh(const uint8_t *names, size_t length);
 void live_sync(void);
 
 /* init.c: process 1 */

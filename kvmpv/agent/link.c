@@ -186,8 +186,7 @@ static int connection_frame(const struct header *head, const uint8_t *payload)
 	case F_PONG:
 		return 0;
 	case F_REFRESH:
-		live_refresh();
-		return 0;
+		return live_refresh(payload, head->length);
 	case F_POWER:
 		if (head->length < 1 || payload[0] < POWER_OFF || payload[0] > POWER_HALT)
 			return -1;

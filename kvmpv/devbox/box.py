@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -77,10 +78,15 @@ class Box:
         if link is None:
             return False
         with link:
+            keeper = self._ask(link)["keeper"]
+            try:
+                watched = os.pidfd_open(keeper)
+            except OSError:
+                return True
             self._ask(link, op="down")
-        until = time.monotonic() + _ANSWERS_WITHIN
-        while self.place.socket.exists() and time.monotonic() < until:
-            time.sleep(0.02)
+        # It ends after its emulator.
+        select.select([watched], [], [], _ANSWERS_WITHIN)
+        os.close(watched)
         return True
 
     def capture(self, argv: list[str] | str, **more: Any) -> tuple[int, bytes, bytes]:

@@ -16,7 +16,11 @@ _SKIPPED = {"objects", ".mypy_cache", ".ruff_cache", ".hypothesis", "__pycache__
 
 
 class Watch:
-    """Tell whether anything below a folder has changed; ``fileno`` polls readable then."""
+    """Tell whether anything below a folder has changed; ``fileno`` polls readable then.
+
+    ``alike`` names the files that have changed and yet look as they did when last asked: 9p tells
+    versions of a file apart by its size and the second of its time.
+    """
 
     def __init__(self, root: Path) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -24,6 +28,9 @@ class Watch:
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
         self._paths: dict[int, str] = {}
+        self._seen: dict[str, tuple[int, int, int]] = {}
+        self._files: set[str] = set()
+        self.alike: list[str] = []
         self._add(str(root))
 
     def fileno(self) -> int:
@@ -33,14 +40,26 @@ class Watch:
     def changed(self) -> bool:
         """Return whether something has changed since the last call."""
         seen = False
+        self._files.clear()
         while data := self._read():
             seen = True
             self._follow(data)
+        self.alike = [path for path in sorted(self._files) if self._looks_alike(path)]
         return seen
 
     def close(self) -> None:
         """Stop watching."""
         os.close(self._fd)
+
+    def _looks_alike(self, path: str) -> bool:
+        try:
+            found = os.lstat(path)
+        except OSError:
+            self._seen.pop(path, None)
+            return False
+        looks = (found.st_ino, found.st_size, int(found.st_mtime))
+        before, self._seen[path] = self._seen.get(path), looks
+        return before == looks
 
     def _read(self) -> bytes:
         try:
@@ -54,6 +73,8 @@ class Watch:
             watch, mask, _, length = _EVENT.unpack_from(data, at)
             name = os.fsdecode(data[at + _EVENT.size : at + _EVENT.size + length].rstrip(b"\0"))
             at += _EVENT.size + length
+            if name and watch in self._paths and not mask & _ISDIR:
+                self._files.add(f"{self._paths[watch]}/{name}")
             # A folder may be filled before it is watched: it is changed in any case.
             if mask & _ISDIR and watch in self._paths and name and name not in _SKIPPED:
                 self._add(f"{self._paths[watch]}/{name}")

@@ -11,17 +11,15 @@ import os
 import selectors
 import signal
 import socket
+import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kvmpv.devbox import qemu
 from kvmpv.devbox.changes import Watch
 from kvmpv.devbox.place import CHECKOUT, Place
 from kvmpv.devbox.relay import Client, Relay
-
-if TYPE_CHECKING:
-    import subprocess
 
 PING_EVERY = 2.0
 REFRESH_EVERY = 1.0
@@ -52,7 +50,7 @@ class Keeper:
         self.relay = Relay(ours, self.control, self._refresh)
         self._changes = Watch(CHECKOUT)
         self._refreshed = 0.0
-        self._watch(os.pidfd_open(self._qemu.pid), lambda: self._lose("the emulator has ended"))
+        self._watch(os.pidfd_open(self._qemu.pid), self._line_cut)
 
     def run(self) -> None:
         """Serve until the box ends."""
@@ -125,7 +123,7 @@ class Keeper:
         elif self.relay.from_agent():
             self._heard()
         elif peer.gone:
-            self._lose("the agent's line is cut")
+            self._line_cut()
 
     def _heard(self) -> None:
         self.heard = time.monotonic()
@@ -150,7 +148,7 @@ class Keeper:
         """Tell the box of changes, if there are any: when a command starts, and while it runs."""
         self._refreshed = time.monotonic()
         if self._changes.changed():
-            self.relay.refresh()
+            self.relay.refresh(self._changes.alike)
 
     # ---- Its ends -------------------------------------------------------------------------
 
@@ -158,6 +156,7 @@ class Keeper:
         if self._ending:
             return
         self._ending = f"lost: {why}"
+        self._close_door()  # before a client that hears of it tries again
         self._kill()
         kept = self.place.keep_console()
         self.relay.lost(f"{why}\n{kept}")
@@ -169,13 +168,26 @@ class Keeper:
                 client.flush()
             time.sleep(0.02)
 
+    def _line_cut(self) -> None:
+        try:
+            status = self._qemu.wait(_LINGER)
+        except subprocess.TimeoutExpired:
+            self._lose("the agent's line is cut")
+        else:
+            self._lose(f"the emulator has ended with status {status}")
+
+    def _close_door(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._selector.unregister(self._listener)
+            self._listener.close()
+            self.place.socket.unlink(missing_ok=True)
+
     def _kill(self) -> None:
         self._qemu.kill()
         self._qemu.wait()
 
     def _close(self) -> None:
-        self._listener.close()
-        self.place.socket.unlink(missing_ok=True)
+        self._close_door()
         self._kill()
         for client in self.relay.clients:
             client.sock.close()

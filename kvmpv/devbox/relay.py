@@ -158,9 +158,19 @@ class Relay:
         """Ask the agent for a sign of life."""
         self.agent.send(frames.pack(frames.PING, 0, b"beat"))
 
-    def refresh(self) -> None:
-        """Have the agent look its live folders up again, before what is sent next."""
-        self.agent.send(frames.pack(frames.REFRESH))
+    def refresh(self, files: list[str]) -> None:
+        """Have the agent look its live folders up again, before what is sent next.
+
+        The content of ``files`` is to be read anew, even if they look the same.
+        """
+        payload = b""
+        for path in files:
+            name = os.fsencode(path) + b"\0"
+            if len(payload) + len(name) > frames.MAX_PAYLOAD:
+                self.agent.send(frames.pack(frames.REFRESH, 0, payload))
+                payload = b""
+            payload += name
+        self.agent.send(frames.pack(frames.REFRESH, 0, payload))
 
     def from_agent(self) -> bool:
         """Handle what the agent sent; return whether it sent anything."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -50,3 +51,13 @@ def test_reading_is_no_change(watch: Watch, tmp_path: Path) -> None:
     watch.changed()
     (tmp_path / "file").read_text()
     assert not watch.changed()
+
+
+def test_a_file_that_changes_and_looks_the_same_is_named(watch: Watch, tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "file"
+    for text, time, alike in (("one", 5, []), ("two", 5, [str(path)]), ("four", 5, []),
+                              ("five", 6, [])):  # fmt: skip
+        path.write_text(text)
+        os.utime(path, (time, time))
+        assert watch.changed()
+        assert watch.alike == alike
