@@ -52,6 +52,7 @@ class Machine:
         self.kind = self.message = self.detail = ""
         self.culprit: Processor | None = None
         self._lock = _thread.allocate_lock()
+        self.loaded: list[tuple[int, int]] = []  # what kernel and initrd take: (gpa, size)
         self._online = 0
         self._parked: list[Processor] = []
         self.ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -85,8 +86,10 @@ class Machine:
         Raises BadInput when they cannot be loaded.
         """
         loaded = load_kernel(self.memory, kernel)
+        self.loaded = [(layout.HIGH_RAM, loaded.end - layout.HIGH_RAM)]
         if initrd >= 0:
             info.initrd, info.initrd_size = load_initrd(self.memory, initrd, loaded)
+            self.loaded.append((info.initrd, info.initrd_size))
         vcpu = self._boot.vcpu
         info.tsc_khz = vcpu.tsc_khz()
         write_boot_structures(self.memory, loaded, info)

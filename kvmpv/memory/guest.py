@@ -139,6 +139,17 @@ class GuestMemory:
                 raise BadInput(f"the file ends {length - done} bytes early: it is truncated")
             done += count
 
+    def collapse(self, pieces: Iterable[tuple[int, int]]) -> None:
+        """Ask for huge pages under pieces ``(gpa, length)`` of RAM; takes a while, holds no lock.
+
+        For hosts that give shared memory huge pages only where they are asked to: elsewhere the
+        pages are there already, and this costs next to nothing.
+        """
+        for gpa, length in pieces:
+            for region in self.regions:
+                if region.gpa <= gpa < region.gpa + region.size:
+                    region.collapse(gpa - region.gpa, length)
+
     def clear(self) -> None:
         """Zero all of it."""
         for region in self.regions:

@@ -7,6 +7,7 @@ end. The vCPUs run in threads of their own. Nothing is opened or imported after 
 from __future__ import annotations
 
 import _socket
+import _thread
 import os
 import select
 import time
@@ -115,6 +116,8 @@ class Domain:
         self.times.setdefault("run", time.monotonic_ns())
         self.cpu_at_run = time.process_time_ns()
         machine.start()
+        # Beside the guest, which would wait for it otherwise.
+        _thread.start_new_thread(self.memory.collapse, (machine.loaded,))
         return machine
 
     def _connect(self, machine: Machine) -> None:
