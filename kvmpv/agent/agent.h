@@ -98,8 +98,11 @@ int sessions_poll(struct pollfd *slots);
 void sessions_handle(const struct pollfd *slots, int count);
 int sessions_timeout(void);
 int session_reaped(int pid, int status);
+
+/* command.c: starting one */
 int spawn(const char *file, const char *const *argv, const char *const *env, const char *cwd,
 	  const int fds[3], int tty);
+int command_start(const struct run *run, const uint8_t *text, size_t length, int mine[STREAMS]);
 
 /* live.c: folders that somebody else changes too */
 void live_add(const char *path);
