@@ -1,0 +1,58 @@
+"""How a domain's end is told, and that a guest has no say in it beyond its reason."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.kvm import refguest
+from tests.kvm.command import KVMPV, PATIENCE, Command
+from tests.kvm.refguest import firmware
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    made = Command(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", made.environment["XDG_STATE_HOME"])
+    return made
+
+
+@pytest.mark.parametrize("line_end", ["\r", "\x0b", "\x1c", "\x85", "\u2028"])
+def test_reason_cannot_pass_for_another_end(line_end: str, command: Command) -> None:
+    reason = f"a{line_end}kind=poweroff{line_end}stat.x=y\x1b[2J"
+    end, _ = refguest.run(f"crash reason={reason}")
+    assert (end.kind, end.status) == ("crash", 125)
+    assert end.message.startswith("a\\")
+    assert end.message.isprintable()
+
+
+def test_crash_costs_one_line_that_names_the_report(command: Command) -> None:
+    cmdline = ("--cmdline", "test=crash reason=because")
+    ended = command.run("run", "--kernel", firmware("refguest"), "-m", "16M", *cmdline)
+    [report] = command.crashes.iterdir()
+    assert ended.status == 125
+    assert ended.err == f"kvmpv: because (full report: {report})\n"
+    assert report.read_text().startswith("kvmpv crash report of domain domain-")
+    report.unlink()
+    assert command.left(ended.pid) == []
+
+
+def test_status_is_the_guests_where_standard_streams_are_closed(command: Command) -> None:
+    shell = f'exec "{KVMPV}" run --kernel "{firmware("first")}" -m 16M <&- >&- 2>&-'
+    done = subprocess.run(
+        ["sh", "-c", shell], env=command.environment, timeout=PATIENCE, check=False
+    )
+    assert done.returncode == 0
+
+
+def test_output_that_nobody_reads_ends_the_domain(command: Command) -> None:
+    cmdline = ("--cmdline", "test=flood n=100000")
+    with command.start("run", "--kernel", firmware("refguest"), "-m", "16M", *cmdline) as child:
+        assert child.stdout is not None
+        child.stdout.close()
+        assert child.wait(timeout=PATIENCE) == 1
+        assert child.stderr is not None
+        assert child.stderr.read() == ""
+    assert command.nothing_is_left(child.pid)
