@@ -149,7 +149,7 @@ def _build(kernel: Kernel, tarball: Path, out: IO[str]) -> None:
     shutil.rmtree(room, ignore_errors=True)
     room.mkdir()
     try:
-        with log.open("w") as sink:
+        with log.open("w", buffering=1) as sink:
             _compile(kernel, tarball, room, kernel_make.Job(sink, log, out))
         if wanted(kernel.variant, source=tarball) != kernel:
             raise HostError(
@@ -173,6 +173,14 @@ def _compile(kernel: Kernel, tarball: Path, room: Path, job: kernel_make.Job) ->
     shutil.copy(tree / "arch/x86/boot/bzImage", result)
     shutil.copy(tree / "System.map", result)
     shutil.copy(tree / ".config", result / "config")
+    _keep_checkpatch(tree, result / "checkpatch")
+
+
+def _keep_checkpatch(tree: Path, into: Path) -> None:
+    """Keep what tests look the series through with: to unpack it anew takes long."""
+    into.mkdir()
+    for name in ("checkpatch.pl", "const_structs.checkpatch", "spelling.txt"):
+        shutil.copy(tree / "scripts" / name, into)
 
 
 def _sweep() -> None:
