@@ -6,10 +6,22 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROOT = Path(__file__).parents[2]
 KVMPV = str(ROOT / "build/bin/kvmpv")
 PATIENCE = 60.0  # seconds; the dev box is slow
+IN_BOX = bool(os.environ.get("KVMPV_BOX"))
+
+Test = TypeVar("Test", bound="Callable[..., None]")
+
+
+def once(test: Test) -> Test | None:
+    """Keep a test to the host: it is about processes, and the box's other KVM has no part in it."""
+    return None if IN_BOX else test
 
 
 class Command:

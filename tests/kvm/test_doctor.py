@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.kvm import refguest
-from tests.kvm.command import Command
+from tests.kvm.command import IN_BOX, Command, once
 
 if TYPE_CHECKING:
     from tests.kvm.command import Ended
@@ -40,10 +39,10 @@ def test_kernel_mode_is_called_emulated_where_kvm_emulates_it(command: Command) 
     assert linux == (not emulated)
     assert found["Linux guests"]["good"] == (not emulated)
     assert bool(found["Linux guests"]["remedy"]) == emulated
-    if os.environ.get("KVMPV_BOX"):
-        assert linux  # that is what the box is for
+    assert linux or not IN_BOX  # that is what the box is for
 
 
+@once
 def test_host_without_kvm_is_told_so(command: Command, tmp_path: Path) -> None:
     folder = tmp_path / "dev"
     folder.mkdir()
