@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import kvmpv
-from kvmpv.cli import doctor
+from kvmpv.cli import doctor, kernel
 from kvmpv.toolstack.options import OPTIONS
 
 app = typer.Typer(
@@ -91,3 +91,5 @@ _run.__annotations__ = {
 app.command("run", help=RUN_HELP)(_run)
 
 app.command("doctor", help=doctor.HELP)(doctor.doctor)
+
+app.add_typer(kernel.app, name="kernel")
