@@ -29,7 +29,7 @@ const char *const default_env[] = {
 
 static char cmdline[4096];
 static char *run_command;	/* kvmpv.run= */
-static const char *hostname;	/* kvmpv.hostname= */
+static const char *hostname = "kvmpv";	/* kvmpv.hostname=, or the kernel's own hostname= */
 static int end = POWER_OFF;	/* kvmpv.end= */
 static enum { SHELL_ON, SHELL_OFF, SHELL_ONCE } shell;	/* kvmpv.shell= */
 static int child;		/* the shell, or kvmpv.run's command */
@@ -104,6 +104,8 @@ static void option(char *word)
 			!strcmp(value, "once") ? SHELL_ONCE : SHELL_ON;
 	else if ((value = value_of(word, "kvmpv.hostname=")))
 		hostname = value;
+	else if (value_of(word, "hostname="))
+		hostname = NULL;
 	else if ((value = value_of(word, "kvmpv.run=")))
 		run_command = (char *)value;
 	else if ((value = value_of(word, "kvmpv.end=")))

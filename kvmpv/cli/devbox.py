@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from kvmpv.devbox import debian, terminal
 from kvmpv.devbox import soak as soaking
-from kvmpv.devbox import terminal
 from kvmpv.devbox.box import Box, guest_environment, guest_folder
 from kvmpv.errors import KvmpvError, LostBox
 
@@ -29,7 +29,7 @@ Command = Annotated[list[str], typer.Argument(help="The command, after --.", met
 def up(name: Name = "", stay: Stay = False, share: Share = []) -> None:  # noqa: B006
     """Start the box and wait until it is up; it ends with the calling process, or stays."""
     box = Box(name)
-    _say("dev box: starting" if box.connect() is None else "dev box: is up")
+    _announce(box)
     box.up(owner=_owner(), stay=stay, shares=[os.path.abspath(path) for path in share])
     status = box.wait()
     _say(f"dev box: up after {status['boot_seconds']} s (console: {status['console']})")
@@ -96,6 +96,8 @@ def status(name: Name = "", as_json: Json = False) -> None:
 
 
 def _run(box: Box, command: list[str], *, stdin: bool) -> int:
+    if not debian.fetched():
+        _announce(box)
     box.up(owner=_owner())
     link = box.connect()
     if link is None:
@@ -107,6 +109,15 @@ def _run(box: Box, command: list[str], *, stdin: bool) -> int:
             )
         )
     return status
+
+
+def _announce(box: Box) -> None:
+    if box.status() is not None:
+        _say("dev box: is up")
+    elif debian.fetched():
+        _say(f"dev box: starting (log: {box.place.log})")
+    else:
+        _say(f"dev box: fetching its emulator and kernel, once (log: {box.place.log})")
 
 
 def _owner() -> int:

@@ -8,7 +8,6 @@ import select
 import socket
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 from kvmpv.agent.client import Connection
@@ -19,7 +18,6 @@ from kvmpv.images import keyed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_KEEPER_STARTS_WITHIN = 300.0  # it may have to fetch the emulator and the kernel
 _ANSWERS_WITHIN = 30.0
 _PASSED_ON = ("TERM", "LANG", "TZ", "COLORTERM", "NO_COLOR", "HOME", "XDG_CACHE_HOME", "CI")
 _PASSED_ON_PREFIXES = ("KVMPV_", "LC_", "PYTHON", "PYTEST_", "HYPOTHESIS_")
@@ -52,7 +50,7 @@ class Box:
             was = link is not None
             if link is None:
                 self._start_keeper(stay, shares or [])
-                link = self._await_keeper()
+                link = self._connected()
         with link:
             self._ask(link, owner=owner, stay=stay)
         return was
@@ -119,30 +117,20 @@ class Box:
         return status
 
     def _start_keeper(self, stay: bool, shares: list[str]) -> None:
+        """Start the keeper, which goes on by itself once it listens."""
         words = [self.place.name, "stay" if stay else "leave", *shares]
         with self.place.log.open("wb") as log:
-            self._keeper = subprocess.Popen(
+            done = subprocess.run(
                 [sys.executable, "-m", "kvmpv.devbox.keeper", *words],
                 cwd=CHECKOUT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
+                check=False,
             )
-
-    def _await_keeper(self) -> Connection:
-        until = time.monotonic() + _KEEPER_STARTS_WITHIN
-        while time.monotonic() < until:
-            link = self.connect()
-            if link is not None:
-                return link
-            if self._keeper.poll() is not None:
-                break
-            time.sleep(0.02)
-        lines = self.place.log.read_text(errors="replace").splitlines() or ["it said nothing"]
-        raise HostError(
-            f"the dev box's keeper did not start: {lines[-1]}", hint=str(self.place.log)
-        )
+        if done.returncode:
+            lines = self.place.log.read_text(errors="replace").splitlines() or ["it said nothing"]
+            raise HostError(f"the dev box does not start: {lines[-1]}", hint=str(self.place.log))
 
 
 def guest_folder() -> str:

@@ -18,8 +18,8 @@ _SKIPPED = {"objects", ".mypy_cache", ".ruff_cache", ".hypothesis", "__pycache__
 class Watch:
     """Tell whether anything below a folder has changed; ``fileno`` polls readable then.
 
-    ``alike`` names the files that have changed and yet look as they did when last asked: 9p tells
-    versions of a file apart by its size and the second of its time.
+    ``alike`` names the files that have changed and yet look as they did when asked before: 9p
+    tells versions of a file apart by its size and the second of its time.
     """
 
     def __init__(self, root: Path) -> None:
@@ -28,7 +28,7 @@ class Watch:
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "inotify_init1")
         self._paths: dict[int, str] = {}
-        self._seen: dict[str, tuple[int, int, int]] = {}
+        self._seen: dict[str, tuple[tuple[int, int], set[int]]] = {}
         self._files: set[str] = set()
         self.alike: list[str] = []
         self._add(str(root))
@@ -57,9 +57,13 @@ class Watch:
         except OSError:
             self._seen.pop(path, None)
             return False
-        looks = (found.st_ino, found.st_size, int(found.st_mtime))
-        before, self._seen[path] = self._seen.get(path), looks
-        return before == looks
+        second = (found.st_ino, int(found.st_mtime))
+        before, sizes = self._seen.get(path, (second, set()))
+        if before != second:
+            sizes = set()
+        alike = found.st_size in sizes
+        self._seen[path] = (second, sizes | {found.st_size})
+        return alike
 
     def _read(self) -> bytes:
         try:

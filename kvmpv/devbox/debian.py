@@ -70,6 +70,12 @@ def kernel() -> Kernel:
     return Kernel(_newest("kernel-box", _fetch_kernel))
 
 
+def fetched() -> bool:
+    """Tell whether both are there, so that a box starts without a network."""
+    parts = ("qemu-box", "kernel-box")
+    return all(any(keyed.cache().glob(f"devbox/{name}-*")) for name in parts)
+
+
 def _newest(name: str, fetch: object) -> Path:
     """Return what was fetched last: a box must start without a network."""
     have = sorted(keyed.cache().glob(f"devbox/{name}-*"), key=lambda path: path.stat().st_mtime)

@@ -20,6 +20,7 @@ from kvmpv.devbox import qemu
 from kvmpv.devbox.changes import Watch
 from kvmpv.devbox.place import CHECKOUT, Place
 from kvmpv.devbox.relay import Client, Relay
+from kvmpv.errors import KvmpvError
 
 PING_EVERY = 2.0
 REFRESH_EVERY = 1.0
@@ -248,12 +249,28 @@ class Keeper:
         }
 
 
+def _detach() -> None:
+    """Go on in a child of its own session; the parent ends well once that is listening."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGCHLD})
+    if os.fork():
+        got = signal.sigwait({signal.SIGUSR1, signal.SIGCHLD})
+        os._exit(0 if got == signal.SIGUSR1 else 1)
+    os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1, signal.SIGCHLD})
+
+
 def main(argv: list[str]) -> None:
     """Run a keeper: NAME STAY [SHARE...]."""
+    _detach()
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    Keeper(Place(argv[0]), argv[2:], argv[1] == "stay").run()
+    try:
+        keeper = Keeper(Place(argv[0]), argv[2:], argv[1] == "stay")
+    except KvmpvError as error:
+        sys.exit(str(error))
+    os.kill(os.getppid(), signal.SIGUSR1)
+    keeper.run()
 
 
 if __name__ == "__main__":
