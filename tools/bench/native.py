@@ -73,7 +73,8 @@ def _call(rounds: int, folder: Path) -> Figure:
     subprocess.run(["gcc", "-O2", "-o", bare, SOURCES / "port_exit.c"], check=True)
     subprocess.run(
         ["gcc", "-nostdlib", "-static", "-Wl,--build-id=none", "-Wl,-z,noexecstack",
-         "-Wl,-N", "-Wl,--no-warn-rwx-segments", "-Wl,-Ttext=0x100000", f"-DCALLS={CALLS}", "-o", guest,
+         "-Wl,-N", "-Wl,--no-warn-rwx-segments",
+         "-Wl,-Ttext=0x100000", f"-DCALLS={CALLS}", "-o", guest,
          SOURCES / "calls.S"],
         check=True,
     )  # fmt: skip
