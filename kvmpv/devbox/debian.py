@@ -8,10 +8,14 @@ import struct
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvmpv.devbox import debs
 from kvmpv.errors import HostError
 from kvmpv.images import keyed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # Debian's own 7.2 hangs one two-vCPU guest in eight under TCG; 10.0 none in 72.
 EMULATOR_SUITE = "bookworm-backports"
@@ -76,14 +80,10 @@ def fetched() -> bool:
     return all(any(keyed.cache().glob(f"devbox/{name}-*")) for name in parts)
 
 
-def _newest(name: str, fetch: object) -> Path:
+def _newest(name: str, fetch: Callable[[str], Path]) -> Path:
     """Return what was fetched last: a box must start without a network."""
     have = sorted(keyed.cache().glob(f"devbox/{name}-*"), key=lambda path: path.stat().st_mtime)
-    if have:
-        return have[-1]
-    assert callable(fetch)
-    found: Path = fetch(name)
-    return found
+    return have[-1] if have else fetch(name)
 
 
 def _state() -> Path:

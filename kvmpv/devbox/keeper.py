@@ -83,8 +83,7 @@ class Keeper:
         self._register()
         for key, events in self._selector.select(PING_EVERY / 2):
             self._ready(key, events)
-        for client in self.relay.sweep():
-            del client
+        self.relay.sweep()
         self._beat()
         if self.relay.running and time.monotonic() - self._refreshed > REFRESH_EVERY:
             self._refresh()

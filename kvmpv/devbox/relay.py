@@ -200,16 +200,15 @@ class Relay:
         except AgentError:
             client.gone = True
 
-    def sweep(self) -> list[Client]:
-        """Drop the clients that are gone, or that take nothing; return them."""
+    def sweep(self) -> int:
+        """Drop the clients that are gone, or that take nothing; return how many."""
         gone = [c for c in self.clients if c.gone or c.waiting > _CLIENT_FULL]
         for client in gone:
             self.drop(client)
-        return gone
+        return len(gone)
 
     def lost(self, text: str) -> None:
         """Tell all clients that the agent is lost."""
-        frame = frames.pack_word(frames.ERROR, 0, frames.ERROR_LOST)
         payload = frames.ERROR_LOST.to_bytes(4, "little") + text.encode()
         frame = frames.pack(frames.ERROR, 0, payload)
         for client in self.clients:

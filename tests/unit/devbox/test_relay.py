@@ -132,7 +132,7 @@ def test_a_client_asks_the_relay_itself(line: Line) -> None:
 def test_no_client_ends_the_machine(line: Line) -> None:
     one = line.client()
     line.say(one, frames.pack(frames.POWER, 0, b"\1"))
-    assert len(line.relay.sweep()) == 1
+    assert line.relay.sweep() == 1
     assert line.at_agent() == []
 
 
