@@ -6,7 +6,7 @@ from kvmpv.images.cpio import Archive
 
 
 def entries(data: bytes) -> dict[str, tuple[int, bytes]]:
-    found = {}
+    found: dict[str, tuple[int, bytes]] = {}
     at = 0
     while True:
         assert data[at : at + 6] == b"070701"

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from kvmpv.kvm import exits, uapi
+from kvmpv.kvm import Vcpu, exits, uapi
 
 
-class Page:
+class Page(Vcpu):
     """Stand in for a vCPU: a run page and nothing else."""
 
     def __init__(self, reason: int) -> None:
