@@ -45,6 +45,7 @@ class Domain:
     """The domain that this process is, across its reboots."""
 
     def __init__(self, orders: Orders) -> None:
+        terminated = _follow_signals()
         self.orders = orders
         self.times: dict[str, int] = {"main": time.monotonic_ns()}
         self.boots = 0
@@ -55,11 +56,7 @@ class Domain:
         self.epoll = select.epoll()
         self._ready: dict[int, Callable[[int], None]] = {}
         self._killed = ""
-        # The handler interrupts this thread anywhere, so it takes no lock, but wakes the epoll.
-        terminated = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        signal.signal(signal.SIGTERM, lambda *_: os.eventfd_write(terminated, 1))
         self.watch(terminated, lambda _: self.kill("the domain's process was terminated"))
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         if orders.lifeline >= 0:
             self.watch(orders.lifeline, lambda _: self.kill("the domain's owner is gone"))
         for number, port in enumerate(self.ports):
@@ -189,6 +186,19 @@ class Domain:
         for name, moment in self.times.items():
             facts[f"ns_to_{name}"] = moment - start
         return facts
+
+
+def _follow_signals() -> int:
+    """Return a descriptor that becomes readable at SIGTERM.
+
+    A handler in Python does not run while epoll waits, nor at all if the signal comes just before
+    that: only what C writes wakes it in any case.
+    """
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return reader
 
 
 def _system(fd: int) -> System:
