@@ -21,12 +21,20 @@ def main() -> int:
     _complete_standard_descriptors()
     arguments = sys.argv[1:]
     if arguments[:1] == ["run"] and "--help" not in arguments and "-h" not in arguments:
-        from kvmpv.cli.run import run
+        return guarded(lambda: _run(arguments[1:]))
+    return guarded(_others)
 
-        return guarded(lambda: run(arguments[1:]))
+
+def _run(arguments: list[str]) -> int:
+    from kvmpv.cli.run import run
+
+    return run(arguments)
+
+
+def _others() -> object:
     from kvmpv.cli.app import app
 
-    return guarded(app)
+    return app()
 
 
 def _complete_standard_descriptors() -> None:

@@ -22,12 +22,12 @@ def run(arguments: list[str]) -> int:
     """Run a domain from ``kvmpv run``'s arguments to its end; return the exit status."""
     domain = Domain(**parse_arguments(arguments))
     output = _console(domain)
-    _follow_signals(domain)
+    wake = _follow_signals(domain)
     with domain:
         if domain.config.exec:
             status, end = _run_command(domain, output)
         else:
-            end = Terminal(domain, output).relay()
+            end = Terminal(domain, output, wake).relay()
             status = end.status
         if domain.config.stats or domain.config.json:
             _print_cost(end, domain.config.json)
@@ -51,13 +51,17 @@ def _console(domain: Domain) -> int | None:
         ) from None
 
 
-def _follow_signals(domain: Domain) -> None:
-    """Ask the guest to power off at the first Ctrl-C; end it at the second, or at SIGTERM."""
+def _follow_signals(domain: Domain) -> int:
+    """Ask the guest to power off at the first Ctrl-C; end it at the second, or at SIGTERM.
+
+    Return a descriptor that becomes readable at each signal: one that comes just before a wait
+    would not end it.
+    """
     asked = False
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
         nonlocal asked
-        if not domain.pid:
+        if not domain.started:
             raise KeyboardInterrupt
         if asked:
             domain.terminate()
@@ -73,12 +77,15 @@ def _follow_signals(domain: Domain) -> None:
     signal.signal(signal.SIGINT, interrupt)
 
     def terminate(_signal: int, _frame: FrameType | None) -> None:
-        if not domain.pid:
+        if not domain.started:
             raise KeyboardInterrupt
         domain.terminate()
 
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGHUP, terminate)
+    wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    return wake
 
 
 def _run_command(domain: Domain, output: int | None) -> tuple[int, End]:

@@ -25,9 +25,13 @@ PENDING_MAX: Final = 65536  # bytes typed that the guest has not taken
 
 
 class Terminal:
-    """Relay between stdin, a domain's terminal, and ``output`` (a descriptor, None: nowhere)."""
+    """Relay between stdin, a domain's terminal, and ``output`` (a descriptor, None: nowhere).
 
-    def __init__(self, domain: Domain, output: int | None) -> None:
+    ``wake`` becomes readable at signals, whose handlers have then run.
+    """
+
+    def __init__(self, domain: Domain, output: int | None, wake: int = -1) -> None:
+        self._wake = wake
         self._domain = domain
         self._output = output
         self._saved: list[Any] | None = None
@@ -44,7 +48,9 @@ class Terminal:
                 for fd, events in self._poll().poll():
                     if fd == 0 and not self._from_user():
                         return self._leave()
-                    if fd != 0:
+                    if fd == self._wake:
+                        os.read(fd, 4096)
+                    elif fd != 0:
                         self._to_guest()
                         if events & ~select.POLLOUT and not self._from_guest():
                             return domain.wait_for_end()
@@ -74,6 +80,8 @@ class Terminal:
     def _poll(self) -> select.poll:
         """Return what to wait for: to wait for one side alone would let the other starve."""
         poll = select.poll()
+        if self._wake >= 0:
+            poll.register(self._wake, select.POLLIN)
         to_guest = select.POLLOUT if self._pending else 0
         poll.register(self._domain.terminal.fileno(), select.POLLIN | to_guest)
         # A terminal is read in any case, for Ctrl-]; what is too much for the guest is dropped.

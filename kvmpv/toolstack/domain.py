@@ -123,11 +123,11 @@ class Domain:
         kernel = config.kernel or defaults.kernel()
         initrd = config.initrd or ("" if config.kernel else defaults.initrd())
         self._directory = rundir.RunDirectory(config.name)
-        rundir.sweep()
         self._end = self._agent = None
         self._terminated = False
         descriptors = vmm.Descriptors()
         try:
+            rundir.sweep()
             self._open(descriptors, kernel, initrd)
             cmdline = f"{defaults.CMDLINE} {config.cmdline}".rstrip()
             if config.exec:
@@ -320,9 +320,14 @@ class Domain:
                 self._signal(signal.SIGKILL)
         return self.wait_for_end()
 
+    @property
+    def started(self) -> bool:
+        """Whether there is a process to send signals to."""
+        return self._pidfd >= 0
+
     def terminate(self) -> None:
         """End the domain without waiting for it; safe in a signal handler."""
-        if self.pid and self._end is None:
+        if self.started:
             self._terminated = True
             self._signal(signal.SIGTERM)
 

@@ -25,7 +25,7 @@ PAUSE: Final = 0.005  # seconds
 def root() -> str:
     """Return the folder that holds the folders of this user's domains."""
     if chosen := os.environ.get("KVMPV_RUN_DIR"):
-        return chosen
+        return f"{chosen}/kvmpv"  # all in it is ours, and may be swept
     if os.geteuid() == 0:
         return "/run/kvmpv"
     base = os.environ.get("XDG_RUNTIME_DIR")
@@ -50,7 +50,8 @@ def sweep() -> None:
         try:
             lock = os.open(f"{path}/lock", os.O_RDWR | os.O_CLOEXEC)
         except OSError:
-            continue  # it is no domain's, or its owner removes it just now
+            _remove_empty(path)  # its owner was killed before it had a lock, or it is no domain's
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.fstat(lock).st_nlink:  # else the folder is another's by now
@@ -69,6 +70,15 @@ class RunDirectory:
         self.path = f"{root()}/{name}"
         if len(os.fsencode(f"{self.path}/control")) > SOCKET_PATH_MAX:
             raise HostError(f"the path {self.path} is too long", hint=REMEDY)
+        self._lock = -1
+        try:
+            self._take(name)
+        except BaseException:  # Ctrl-C too
+            if self._lock >= 0:
+                self.close()
+            raise
+
+    def _take(self, name: str) -> None:
         for _ in range(ATTEMPTS):
             self._lock = self._take_lock()
             if self._lock >= 0:
@@ -142,6 +152,10 @@ class RunDirectory:
 def _remove(path: str) -> None:
     for file in FILES:
         _unlink(f"{path}/{file}")
+    _remove_empty(path)
+
+
+def _remove_empty(path: str) -> None:
     try:
         os.rmdir(path)
     except OSError:

@@ -28,11 +28,11 @@ class Command:
     """The command with folders of its own for running domains and for crash reports."""
 
     def __init__(self, folder: Path) -> None:
-        self.domains = folder / "run"
+        self.domains = folder / "run" / "kvmpv"
         self.crashes = folder / "state" / "kvmpv" / "crashes"
         self.environment = {
             **os.environ,
-            "KVMPV_RUN_DIR": str(self.domains),
+            "KVMPV_RUN_DIR": str(self.domains.parent),
             "XDG_STATE_HOME": str(folder / "state"),
             "XDG_CACHE_HOME": str(folder / "cache"),
         }
@@ -69,11 +69,11 @@ class Command:
     def nothing_is_left(self, pid: int) -> bool:
         """Wait until nothing is left: a killed domain needs a moment."""
         deadline = time.monotonic() + PATIENCE
-        while processes(pid):
+        while self.left(pid):
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.01)
-        return not self.left(pid)
+        return True
 
 
 class Ended:

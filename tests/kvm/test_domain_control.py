@@ -19,7 +19,7 @@ LINE = st.lists(st.sampled_from(VERBS) | st.text(max_size=10), max_size=4).map("
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("KVMPV_RUN_DIR", str(tmp_path))
-    return tmp_path
+    return tmp_path / "kvmpv"
 
 
 def connect(folder: Path) -> socket.socket:

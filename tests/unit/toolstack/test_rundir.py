@@ -15,9 +15,9 @@ from kvmpv.toolstack.rundir import RunDirectory
 
 @pytest.fixture(autouse=True)
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("KVMPV_RUN_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("KVMPV_RUN_DIR", str(tmp_path))
     monkeypatch.setattr(rundir, "PAUSE", 0.0)
-    return tmp_path / "run"
+    return tmp_path / "kvmpv"
 
 
 def leave_behind(root: Path, name: str) -> Path:
@@ -61,6 +61,7 @@ def test_name_of_a_killed_owner_is_free_and_its_files_are_gone(root: Path) -> No
 def test_sweep_removes_what_killed_owners_left_and_nothing_else(root: Path) -> None:
     running = RunDirectory("running")
     leave_behind(root, "stale")
+    (root / "empty").mkdir()
     foreign = root / "foreign"
     foreign.mkdir()
     (foreign / "file").touch()
@@ -136,7 +137,7 @@ def test_path_that_no_socket_can_have_is_refused(monkeypatch: pytest.MonkeyPatch
         (0, {"XDG_RUNTIME_DIR": "/run/user/0"}, "/run/kvmpv"),
         (7, {"XDG_RUNTIME_DIR": "/run/user/7"}, "/run/user/7/kvmpv"),
         (7, {}, "/tmp/kvmpv-7"),
-        (7, {"XDG_RUNTIME_DIR": "/run/user/7", "KVMPV_RUN_DIR": "/mine"}, "/mine"),
+        (7, {"XDG_RUNTIME_DIR": "/run/user/7", "KVMPV_RUN_DIR": "/mine"}, "/mine/kvmpv"),
     ],
 )
 def test_root(
