@@ -45,6 +45,7 @@ def _tiers(run: runner.Run, tier: str, more: list[str]) -> None:
     if tier == "check":
         runner.host(run, more, runner.paths(("style",)))
     elif tier != "box":
+        runner.images(run)
         runner.host(run, more, runner.paths(FAST))
     if tier in ("", "host"):
         runner.host(run, more, runner.paths(("devbox",)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tools.place import BUILD, write_whole
 from tools.suite import budget
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def report(run: Run, seconds: float) -> bool:
     """Print the report; tell whether the run passed."""
     verdicts = [verdict for results in run.results for verdict in results.verdicts.values()]
     _slowest(verdicts)
+    _keep_times(run)
     shares = budget.load()
     for line in _over(run, shares):
         print(f"warning: {line}")
@@ -38,6 +40,16 @@ def report(run: Run, seconds: float) -> bool:
         print(f"failed: {trouble}")
     _sum(verdicts)
     return not (failed or troubles)
+
+
+def _keep_times(run: Run) -> None:
+    """Leave every file's seconds in build/test-times, for whoever sets ceilings."""
+    rows = [
+        f"{seconds:8.2f} {results.place} {file}\n"
+        for results in run.results
+        for file, seconds in results.by_file().items()
+    ]
+    write_whole(BUILD / "test-times", "".join(sorted(rows, reverse=True)))
 
 
 def _slowest(verdicts: list[Verdict]) -> None:

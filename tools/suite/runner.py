@@ -37,6 +37,7 @@ class Run:
     troubles: list[str] = field(default_factory=list)
     fixed: dict[str, float] = field(default_factory=dict)
     retries: int = 0
+    images: bool | None = None
 
 
 def check(run: Run) -> None:
@@ -49,6 +50,21 @@ def check(run: Run) -> None:
         status = subprocess.run(argv, cwd=CHECKOUT, check=False).returncode
         took = run.fixed[name] = time.monotonic() - start
         results.add(name, "passed" if status == 0 else "failed", took)
+
+
+def images(run: Run) -> bool:
+    """Build what guests boot, once in a run, and here: it would take hours in the box."""
+    if run.images is None:
+        _title("guest kernel and root file system")
+        start = time.monotonic()
+        try:
+            build()
+            run.images = True
+        except KvmpvError as error:
+            run.troubles.append(str(error))
+            run.images = False
+        run.fixed["images"] = time.monotonic() - start
+    return run.images
 
 
 def host(run: Run, more: list[str], paths: list[str]) -> None:
@@ -73,7 +89,7 @@ def box(run: Run, more: list[str], paths: list[str]) -> None:
     """
     results = Results("box")
     run.results.append(results)
-    if not (_images(run) and _box_up(run)):
+    if not (images(run) and _box_up(run)):
         return
     _compile(paths)
     while True:
@@ -89,19 +105,6 @@ def box(run: Run, more: list[str], paths: list[str]) -> None:
             return
         run.retries += 1
         _title(f"lost box: {place}; going on in a fresh one")
-
-
-def _images(run: Run) -> bool:
-    """Build what the guests boot, on the host: it would take hours in the box."""
-    _title("guest kernel and root file system")
-    start = time.monotonic()
-    try:
-        build()
-    except KvmpvError as error:
-        run.troubles.append(str(error))
-        return False
-    run.fixed["images"] = time.monotonic() - start
-    return True
 
 
 def _compile(paths: list[str]) -> None:
