@@ -123,6 +123,12 @@ class Connection:
         """Ask the guest to end its machine: frames.POWER_OFF, POWER_REBOOT or POWER_HALT."""
         self.send(frames.pack(frames.POWER, 0, bytes([how])))
 
+    def hung_up(self) -> bool:
+        """Tell whether the stream has ended, whatever of it has not been read yet."""
+        poll = select.poll()
+        poll.register(self._sock.fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0))
+
     def fileno(self) -> int:
         """Return the socket's descriptor."""
         return self._sock.fileno()

@@ -31,11 +31,27 @@ class Port:
     __slots__ = ("channel", "columns", "eof", "open", "rows", "socket", "waits")
 
     def __init__(self, socket: _socket.socket | None) -> None:
-        self.socket = socket or _socket.socket(_socket.AF_UNIX)  # not connected: end of file
-        self.open = socket is not None
-        self.eof = socket is None
+        self.attach(socket)
         self.reset()
         self.columns = self.rows = 0
+
+    def attach(self, socket: _socket.socket | None) -> None:
+        """Take another stream; the old one is closed once nobody uses it."""
+        if socket is None:
+            socket = _socket.socket(_socket.AF_UNIX)  # not connected: end of file
+            self.open, self.eof = False, True
+        else:
+            socket.setblocking(False)
+            self.open, self.eof = True, False
+        self.socket = socket
+
+    def hang_up(self) -> None:
+        """End the stream in both directions."""
+        self.open, self.eof = False, True
+        try:
+            self.socket.shutdown(_socket.SHUT_RDWR)
+        except OSError:
+            return  # the host was faster, or there is none
 
     def reset(self) -> None:
         """Forget the guest: it boots again."""

@@ -201,12 +201,29 @@ class Domain:
 
     @property
     def agent(self) -> Connection:
-        """The guest's agent."""
-        if self._agent is None:
-            from kvmpv.agent.client import Connection
+        """The guest's agent; another one after each reboot."""
+        from kvmpv.agent.client import Connection
 
+        if self._agent is None:
+            self._agent = Connection(self._exec)
+        elif self._agent.failure is not None or self._agent.hung_up():
+            self._agent.close()
+            self._exec = self.attach(1)
             self._agent = Connection(self._exec)
         return self._agent
+
+    def attach(self, port: int) -> _socket.socket:
+        """Return a new stream to a console port (0 terminal, 1 exec), in place of the old one."""
+        try:
+            stream = self._directory.connect()
+            self._sockets.append(stream)
+            stream.sendall(b"attach %d\n" % port)
+            answer = stream.recv(3)
+        except OSError:
+            answer = b""
+        if answer != b"ok\n":
+            raise KvmpvError(f"the domain {self.config.name!r} does not give port {port}")
+        return stream
 
     def exec(self, command: str | list[str], *, stdin: bytes = b"") -> Completed:
         """Run a command as root in the guest and return what it came to.

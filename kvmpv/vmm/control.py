@@ -1,7 +1,7 @@
 """The control socket: one line in, one line out.
 
     status | stats | pause | resume | poweroff | reboot | sysrq KEY | vcpus N | window COLUMNS ROWS
-    | kill
+    | kill | attach PORT
 
 The answer is ``ok`` with ``key=value`` words, or ``error`` with a text. docs/control.md says more.
 """
@@ -42,7 +42,9 @@ class Control:
             "vcpus": self._vcpus,
             "window": self._window,
             "kill": self._kill,
+            "attach": self._attach,
         }
+        self._asking = -1  # the descriptor of the connection whose line is being answered
         domain.watch(fd, self._accept)
 
     def _accept(self, _events: int) -> None:
@@ -72,8 +74,11 @@ class Control:
             return
         *lines, rest = bytes(received).split(b"\n")
         received[:] = rest
+        self._asking = fd
         answers = [self._answer(line.decode("utf-8", "replace")) + "\n" for line in lines]
         answer = "".join(answers).encode()
+        if fd not in self._connections:
+            return  # it is a port's stream now
         try:
             sent = connection.send(answer) if answer else 0
         except OSError:
@@ -144,6 +149,20 @@ class Control:
             return "error window: 0 to 65535"
         self._domain.guest_ports.set_window(abi.PORT_TERMINAL, columns, rows)
         return "ok"
+
+    def _attach(self, words: list[str]) -> str:
+        """Make the connection that asks the stream of a console port, in place of the old one."""
+        number = int(words[0])
+        if not 0 <= number < abi.MAX_PORTS:
+            return f"error attach: ports are 0 to {abi.MAX_PORTS - 1}"
+        connection, _ = self._connections.pop(self._asking)
+        self._domain.unwatch(self._asking)
+        try:
+            connection.send(b"ok\n")
+        except OSError:
+            return ""
+        self._domain.attach(number, connection)
+        return ""
 
     def _kill(self, _words: list[str]) -> str:
         self._domain.kill("the domain was destroyed")

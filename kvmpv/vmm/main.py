@@ -12,7 +12,7 @@ import os
 import select
 import time
 
-from kvmpv import memory
+from kvmpv import abi, memory
 from kvmpv.errors import HostError, KvmpvError
 from kvmpv.hypercall.events import EventChannels
 from kvmpv.hypercall.ports import READABLE, WRITABLE, Port, Ports
@@ -61,9 +61,7 @@ class Domain:
             self.watch(orders.lifeline, lambda _: self.kill("the domain's owner is gone"))
         for number, port in enumerate(self.ports):
             if port.open:
-                self._ready[port.socket.fileno()] = self._notify(number)
-                # Once: a hang-up is told even to those who ask for nothing, and would be for ever.
-                self.epoll.register(port.socket.fileno(), select.EPOLLONESHOT)
+                self._watch_port(number)
         self.control = Control(self, orders.control) if orders.control >= 0 else None
 
     # ---- descriptors
@@ -78,6 +76,21 @@ class Domain:
         del self._ready[fd]
         self.epoll.unregister(fd)
 
+    def _watch_port(self, number: int) -> None:
+        fd = self.ports[number].socket.fileno()
+        self._ready[fd] = self._notify(number)
+        # Once: a hang-up is told even to those who ask for nothing, and would be for ever.
+        self.epoll.register(fd, select.EPOLLONESHOT)
+
+    def attach(self, number: int, socket: _socket.socket) -> None:
+        """Give a port another stream; who has the old one reads its end of file."""
+        port = self.ports[number]
+        if port.socket.fileno() in self._ready:
+            self.unwatch(port.socket.fileno())
+        port.attach(socket)
+        self._watch_port(number)
+        self.guest_ports.notify(number)
+
     def _notify(self, number: int) -> Callable[[int], None]:
         return lambda _: self.guest_ports.notify(number)
 
@@ -86,7 +99,10 @@ class Domain:
         events = select.EPOLLONESHOT
         events |= select.EPOLLIN | select.EPOLLRDHUP if waits & READABLE else 0
         events |= select.EPOLLOUT if waits & WRITABLE else 0
-        self.epoll.modify(self.ports[number].socket.fileno(), events)
+        try:
+            self.epoll.modify(self.ports[number].socket.fileno(), events)
+        except OSError:
+            pass  # the port is getting another stream just now, and its guest an event for that
 
     # ---- life
 
@@ -152,6 +168,8 @@ class Domain:
             machine.close()
             if not again:
                 return 0 if machine.kind in STARTED_WELL else 1
+            # Who speaks with the guest's agent must learn that it is another one now.
+            self.ports[abi.PORT_EXEC].hang_up()
             self.memory.clear()
 
     def kill(self, why: str) -> None:

@@ -121,12 +121,15 @@ def test_request_for_reboot_boots_again_in_place() -> None:
 @pytest.mark.parametrize("times", [1, 3])
 def test_reboot_has_fresh_memory_and_another_seed(times: int) -> None:
     with Guest("reboot") as guest:
+        stream = guest.domain.exec_port
         for _ in range(times):
             guest.expect("boot generation")
             del guest.output[: guest.output.index(b"seed")]
-            guest.domain.exec_port.sendall(b"r")
+            stream.sendall(b"r")
+            assert stream.recv(1) == b""  # the stream ends with the guest that it led to
+            stream = guest.domain.attach(1)
         guest.expect("boot generation")
-        guest.domain.exec_port.sendall(b"p")
+        stream.sendall(b"p")
         end = guest.end()
     assert end.kind == "poweroff"
     assert guest.failures == []

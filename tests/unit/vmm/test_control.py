@@ -148,6 +148,7 @@ def test_document_has_the_errors_of_the_code(world: World) -> None:
         world.ask("vcpus 5").replace("4", "N"),
         world.ask("window 80 65536"),
         world.ask("sysrq up"),
+        world.ask("attach 2"),
     }
     assert shown == given
 
