@@ -39,7 +39,7 @@ def run_in_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         file = tmp_path / "test_it.py"
         file.write_text(TESTS.format(left=str(tmp_path / "left"), after=after))
         run = runner.Run()
-        runner.box(run, ["-p", "no:cacheprovider"], [str(file)])
+        runner.box(run, ["-p", "no:cacheprovider", "-p", "pytest_timeout"], [str(file)])
         return run
 
     return go
@@ -80,4 +80,7 @@ def test_box_that_does_not_come_up_fails_the_run(run_in_box) -> None:
 def test_sum_is_the_last_line(run_in_box, capfd) -> None:
     passed = report.report(run_in_box(0, after=False), 1.0)
     assert not passed
-    assert capfd.readouterr().out.splitlines()[-1] == "2 passed, 1 failed"
+    *_, failure, last = capfd.readouterr().out.splitlines()
+    assert failure.startswith("failed: box: ")
+    assert failure.endswith("test_it.py::test_after: assert False")
+    assert last == "2 passed, 1 failed"

@@ -32,7 +32,7 @@ def report(run: Run, seconds: float) -> bool:
     print(f"box retries: {run.retries}")
     failed = [verdict for verdict in verdicts if verdict.outcome == "failed"]
     for verdict in failed:
-        print(f"failed: {verdict.place}: {verdict.test}")
+        print(f"failed: {verdict.place}: {verdict.test}{verdict.why and ': '}{verdict.why}")
     troubles = [*run.troubles, *overdrawn]
     if run.retries > MAX_RETRIES:
         troubles.append(f"{run.retries} box retries: more than {MAX_RETRIES}")

@@ -16,6 +16,7 @@ class Verdict:
     test: str
     outcome: str
     seconds: float
+    why: str = ""
 
     @property
     def file(self) -> str:
@@ -31,9 +32,9 @@ class Results:
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     running: str = ""
 
-    def add(self, test: str, outcome: str, seconds: float) -> None:
+    def add(self, test: str, outcome: str, seconds: float, why: str = "") -> None:
         """Note a verdict; a failure in tear-down replaces a pass."""
-        self.verdicts[test] = Verdict(self.place, test, outcome, seconds)
+        self.verdicts[test] = Verdict(self.place, test, outcome, seconds, why)
 
     def take(self, line: bytes) -> None:
         """Read one record of the stream."""
@@ -42,7 +43,8 @@ class Results:
         if event == "start":
             self.running = test
         elif event == "end":
-            self.add(test, str(record["outcome"]), float(record["seconds"]))
+            why = str(record.get("why", ""))
+            self.add(test, str(record["outcome"]), float(record["seconds"]), why)
         elif test in self.verdicts:
             self.verdicts[test].seconds = float(record["seconds"])
             self.running = ""

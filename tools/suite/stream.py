@@ -34,16 +34,25 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "teardown" or (report.when == "setup" and report.failed):
         took = _times[report.nodeid]
         if report.failed:
-            _tell(event="end", id=report.nodeid, outcome="failed", seconds=took)
+            _tell(event="end", id=report.nodeid, outcome="failed", seconds=took, why=_why(report))
         else:
             _tell(event="time", id=report.nodeid, seconds=took)
     elif report.when == "call" or report.skipped:
         expected = report.skipped and hasattr(report, "wasxfail")
         outcome = "passed" if expected else report.outcome
-        _tell(event="end", id=report.nodeid, outcome=outcome, seconds=_times[report.nodeid])
+        took = _times[report.nodeid]
+        _tell(event="end", id=report.nodeid, outcome=outcome, seconds=took, why=_why(report))
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:
     """Count a file that cannot be collected as a failure of its own."""
     if report.failed:
-        _tell(event="end", id=report.nodeid or "collection", outcome="failed", seconds=0.0)
+        name = report.nodeid or "collection"
+        _tell(event="end", id=name, outcome="failed", seconds=0.0, why=_why(report))
+
+
+def _why(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Give the line that pytest's own summary gives, which a lost box never gets to print."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash else report.longreprtext.rpartition("\n")[2]
+    return text.partition("\n")[0][:200] if report.failed else ""
