@@ -64,8 +64,8 @@ def reboot() -> None:
     with Guest("reboot") as guest:
         guest.expect("boot generation")
         guest.domain.exec_port.sendall(b"r")
-        guest.expect("seed")
-        guest.domain.exec_port.sendall(b"p")
+        assert guest.domain.exec_port.recv(1) == b""
+        guest.domain.attach(1).sendall(b"p")
         assert guest.end().kind == "poweroff"
 
 

@@ -57,7 +57,7 @@ def live_through_everything() -> str:
         domain.set_window(80, 25)
         domain.set_vcpus(1)
         domain.sysrq("t")
-        domain.exec_port.sendall(b"p")
+        domain.attach(1).sendall(b"p")
         end = guest.end()
     assert (end.kind, end.message) == ("crash", "x")
     return Path(end.report).read_text()

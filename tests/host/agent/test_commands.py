@@ -13,6 +13,7 @@ import pytest
 from kvmpv.agent import frames
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from kvmpv.agent.client import Connection
@@ -78,10 +79,18 @@ def test_what_outlives_its_command_does_not_hold_it(link: Connection) -> None:
     assert time.monotonic() - started < 10
 
 
+def once_ready(out: bytearray, act: Callable[[], object]) -> None:
+    def wait_and_act() -> None:
+        wait_for(out, b"ready")
+        act()
+
+    _thread.start_new_thread(wait_and_act, ())
+
+
 def test_signals_reach_the_whole_group(link: Connection) -> None:
     session = link.start("trap 'echo caught; exit 3' TERM; echo ready; sleep 60 & wait")
     out = bytearray()
-    _thread.start_new_thread(lambda: (wait_for(out, b"ready"), session.signal(signal.SIGTERM)), ())
+    once_ready(out, lambda: session.signal(signal.SIGTERM))
     assert session.pump(None, out, None) == 3
     assert out == b"ready\ncaught\n"
 
@@ -92,7 +101,7 @@ def test_a_terminal_has_its_size_and_changes_it(link: Connection) -> None:
         tty=(100, 30),
     )
     out = bytearray()
-    _thread.start_new_thread(lambda: (wait_for(out, b"ready"), session.resize(70, 20)), ())
+    once_ready(out, lambda: session.resize(70, 20))
     assert session.pump(None, out, None) == 0
     assert out.split() == [b"30", b"100", b"ready", b"20", b"70"]
 
@@ -100,7 +109,7 @@ def test_a_terminal_has_its_size_and_changes_it(link: Connection) -> None:
 def test_a_terminals_keys_are_keys(link: Connection) -> None:
     session = link.start("echo ready; exec cat", tty=(80, 24))
     out = bytearray()
-    _thread.start_new_thread(lambda: (wait_for(out, b"ready"), session.write(b"\x03")), ())
+    once_ready(out, lambda: session.write(b"\x03"))
     assert session.pump(None, out, None) == 128 + signal.SIGINT
 
 

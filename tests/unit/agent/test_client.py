@@ -228,7 +228,7 @@ def test_an_abandoned_command_is_closed(agent: Agent) -> None:
     def stop(*_: object) -> list[tuple[int, int]]:
         raise Stop
 
-    session.poll_once = stop  # type: ignore[method-assign]
+    session.poll_once = stop  # type: ignore[method-assign, assignment]
     with pytest.raises(Stop):
         session.wait()
     assert agent.expect(frames.CLOSE)[2] == session.id

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import io
+import shutil
 from collections import namedtuple
 from pathlib import Path
 
 import pytest
 
 from kvmpv.errors import BadInput, HostError
-from kvmpv.images import kernel, kernel_make
+from kvmpv.images import kernel, kernel_make, kernel_source
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -121,7 +122,7 @@ def test_second_of_two_builds_waits_and_says_so(source: Path, compiled: list[str
 def test_full_disk_is_told_before_the_build(
     source: Path, compiled: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel.shutil, "disk_usage", lambda _: Usage(9, 9, 0))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(9, 9, 0))
     with pytest.raises(HostError, match="3 GiB"):
         kernel.build("pv", source=source, say=io.StringIO())
     assert compiled == []
@@ -143,7 +144,7 @@ def test_inputs_that_change_under_the_build_are_noticed(
 def test_path_of_what_is_not_built_says_how_to(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel.kernel_source, "find", lambda: source)
+    monkeypatch.setattr(kernel_source, "find", lambda: source)
     with pytest.raises(BadInput, match="kvmpv kernel build"):
         kernel.path("pv")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ class Job(kernel_make.Job):
 def test_missing_packages_are_named_all_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel_make.shutil, "which", lambda tool: tool not in ("flex", "xz"))
+    monkeypatch.setattr(shutil, "which", lambda tool: tool not in ("flex", "xz"))
     monkeypatch.setattr(kernel_make, "INCLUDE", tmp_path)
     with pytest.raises(HostError, match="apt-get install flex libc6-dev libelf-dev xz-utils"):
         kernel_make.check_packages()
