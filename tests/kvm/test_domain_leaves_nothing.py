@@ -297,4 +297,4 @@ def test_name_of_a_killed_command_is_free(command: Command) -> None:
         child.kill()
     ended = command.run("run", "--kernel", firmware("first"), "-m", "16M", "--name", "again")
     assert (ended.status, ended.err) == (0, "")
-    assert command.left(ended.pid) == []
+    assert command.nothing_is_left(ended.pid)
