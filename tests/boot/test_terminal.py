@@ -26,7 +26,6 @@ def test_shell_follows_the_window_and_its_jobs_can_be_interrupted() -> None:
         domain.terminal.send(b"stty size\n")
         read_until(domain, b"43 132")
         domain.set_window(80, 25)
-        read_until(domain, b"# ")
         domain.terminal.send(b"sleep 1; stty size\n")
         read_until(domain, b"25 80")
         domain.terminal.send(b"sleep 1000\n")
