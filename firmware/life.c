@@ -29,7 +29,7 @@ void command_reboot(void)
 	do {
 		result = hypercall(KVMPV_HC_PORT_READ, KVMPV_PORT_EXEC, address_of(&answer), 1);
 		hypercall(KVMPV_HC_YIELD, 0, 0, 0);
-	} while (result == -KVMPV_EAGAIN);
+	} while (result == -KVMPV_EAGAIN || !result);	/* 0: the host has to attach anew */
 	if (answer == 'r') {
 		hypercall(KVMPV_HC_REBOOT, 0, 0, 0);
 		say("not ok reboot came back");

@@ -50,6 +50,8 @@ def test_int3_stops_or_is_named_as_what_cannot_be_emulated(guest: Callable[..., 
         assert one.vcpu.page32[uapi.RUN_DEBUG_EXCEPTION32] == 3
         assert one.vcpu.page64[uapi.RUN_DEBUG_PC64] == CODE + 1
         assert exits.emulation_bytes(one.vcpu) == b""
+    elif reason == uapi.KVM_EXIT_SHUTDOWN:
+        pass  # an emulated SVM hands it to the guest, which has no table of interrupts
     else:  # a KVM that emulates the kernel's mode does not know it
         assert reason == uapi.KVM_EXIT_INTERNAL_ERROR
         assert exits.emulation_bytes(one.vcpu).startswith(b"\xcc\xf4")

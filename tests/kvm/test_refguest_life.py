@@ -38,7 +38,9 @@ def test_crash_needs_no_reason() -> None:
 def test_triple_fault_is_the_guests_crash() -> None:
     end, _ = refguest.run("triple")
     assert (end.kind, end.status) == ("triple-fault", 125)
-    assert "0f 0b" in Path(end.report).read_text().replace("<", "").replace(">", "")  # ud2
+    # SVM leaves no state behind a shutdown: KVM has put the vCPU into the one after INIT.
+    report = Path(end.report).read_text().replace("<", "").replace(">", "")
+    assert "0f 0b" in report or "rip=000000000000fff0" in report  # ud2
 
 
 @pytest.mark.parametrize("test", ["spin", "halt", "userspin"])
