@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 DEB822 = """\
 # a comment
 Types: deb
-URIs: http://mirror.example/debian
+URIs: copy:/archive/debian
 Suites: bookworm bookworm-updates
 Components: main contrib
 Signed-By: /usr/share/keyrings/archive.gpg
 
 Types: deb
-URIs: http://mirror.example/security
+URIs: copy:/archive/security
 Suites: bookworm-security
 Components: main
 """
 ONE_LINE = (
-    "# deb http://off.example/debian bookworm main\n"
-    "deb [signed-by=/k.gpg arch=amd64,i386] http://one.example/debian bookworm main contrib\n"
+    "# deb copy:/off/debian bookworm main\n"
+    "deb [signed-by=/k.gpg arch=amd64,i386] copy:/one/debian bookworm main contrib\n"
 )
 
 
@@ -42,7 +42,7 @@ def test_the_archives_own_entry_is_taken_with_the_suite_replaced(tmp_path: Path)
     found = debs.archive_source(etc(tmp_path, debian_sources=DEB822), "bookworm-backports")
     assert found.splitlines() == [
         "Types: deb",
-        "Uris: http://mirror.example/debian",
+        "Uris: copy:/archive/debian",
         "Suites: bookworm-backports",
         "Components: main",
         "Signed-By: /usr/share/keyrings/archive.gpg",
@@ -51,7 +51,7 @@ def test_the_archives_own_entry_is_taken_with_the_suite_replaced(tmp_path: Path)
 
 def test_the_one_line_form_is_read_too(tmp_path: Path) -> None:
     found = debs.archive_source(etc(tmp_path, extra_list=ONE_LINE), "bookworm-backports")
-    assert "Uris: http://one.example/debian\n" in found
+    assert "Uris: copy:/one/debian\n" in found
     assert "Signed-By: /k.gpg\n" in found
     assert "Arch: amd64 i386\n" in found
 
