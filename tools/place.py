@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvmpv.cache import folder
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -18,18 +20,16 @@ BUILD = CHECKOUT / "build"
 
 def cache() -> Path:
     """Give the folder of everything that is kept between runs and shared between checkouts."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if base.startswith("/") else Path.home() / ".cache"
-    path = root / "kvmpv"
+    path = Path(folder())
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 def log_file(name: str) -> Path:
     """Give the path of a long step's log."""
-    folder = cache() / "logs"
-    folder.mkdir(exist_ok=True)
-    return folder / f"{name}.log"
+    logs = cache() / "logs"
+    logs.mkdir(exist_ok=True)
+    return logs / f"{name}.log"
 
 
 def digest(*parts: bytes) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvmpv.cache import folder
 from kvmpv.errors import HostError
 
 if TYPE_CHECKING:
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 
 def cache() -> Path:
     """Return the folder of everything that is kept between runs."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "kvmpv"
+    return Path(folder())
 
 
 def digest(parts: Iterable[bytes | str | Path]) -> str:
@@ -49,8 +49,8 @@ def build(name: str, key: str, make: Callable[[Path], None]) -> Path:
     ``make`` is given a path that does not exist and makes a file or a folder of it. Interrupted
     builds leave nothing behind that a later one takes for whole.
     """
-    folder, last = os.path.split(name)
-    parent = cache() / folder
+    within, last = os.path.split(name)
+    parent = cache() / within
     stem, dot, suffix = last.partition(".")
     final = parent / f"{stem}-{key}{dot}{suffix}"
     if final.exists():

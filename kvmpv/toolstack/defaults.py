@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from kvmpv.cache import folder
 from kvmpv.errors import BadInput
 
 TYPE_CHECKING = False
@@ -16,8 +17,7 @@ REMEDY: Final = "build it with scripts/run, or kvmpv kernel build"
 
 def cache() -> str:
     """Return kvmpv's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return f"{base}/kvmpv"
+    return folder()
 
 
 def kernel() -> str:
