@@ -107,7 +107,7 @@ def test_commands_run_side_by_side(guest: kvmpv.Domain) -> None:
     assert answers == {number: str(number) for number in range(4)}
 
 
-def test_pause_stops_the_guest_and_its_clock_is_told(guest: kvmpv.Domain) -> None:
+def test_guest_goes_on_after_a_pause(guest: kvmpv.Domain) -> None:
     guest.pause()
     assert guest.status()["state"] == "paused"
     time.sleep(0.5)
