@@ -14,7 +14,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import _socket
     import signal
-    from types import TracebackType
     from typing import Final, Self
 
     from kvmpv.agent.client import Connection
@@ -363,12 +362,7 @@ class Domain:
     def __enter__(self) -> Self:
         return self if self.pid else self.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _collect(self) -> End:
