@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.suite import report, runner
+from scripts.tools.suite import report, runner
 
 TESTS = """
 import os

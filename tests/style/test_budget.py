@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from scripts.tools.suite import budget
 from tests.style import tree
-from tools.suite import budget
 
 
 def test_every_test_file_has_a_ceiling() -> None:

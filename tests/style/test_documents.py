@@ -19,7 +19,7 @@ LINK = re.compile(r"(?<!!)\[[^\]\[]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 SCRIPT = re.compile(r"(?<![\w/.-])((?:scripts|\.ci)/[\w-]+)")
 # Code spans that look like a path of the tree.
-FOLDERS = "kvmpv|docs|tests|tools|firmware|guest-patches|examples|scripts"
+FOLDERS = "kvmpv|docs|tests|firmware|guest-patches|examples|scripts"
 SPAN = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)`")
 
 

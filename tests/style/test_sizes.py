@@ -9,7 +9,7 @@ from tests.style import tree
 FILE_LINES = 600
 FUNCTION_LINES = 60
 SCRIPT_LINES = 20
-CODE = ("kvmpv", "tools", "tests", "examples", "firmware")
+CODE = ("kvmpv", "scripts", "tests", "examples", "firmware")
 
 
 def test_files_are_short() -> None:

@@ -71,7 +71,7 @@ def test_scripts_can_be_run() -> None:
 
 
 def test_files_with_imports_for_types_postpone_annotations() -> None:
-    code = tree.below("kvmpv", "tools", "tests", "examples")
+    code = tree.below("kvmpv", "scripts", "tests", "examples")
     plain = [
         tree.name(path)
         for path in code

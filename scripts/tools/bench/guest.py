@@ -8,9 +8,9 @@ import subprocess
 from pathlib import Path
 
 from kvmpv.toolstack import defaults
-from tools.bench import qemu
-from tools.bench.figures import Figure, interleaved
-from tools.place import BUILD
+from scripts.tools.bench import qemu
+from scripts.tools.bench.figures import Figure, interleaved
+from scripts.tools.place import BUILD
 
 KVMPV = str(BUILD / "bin" / "kvmpv")
 MIB = 1 << 20

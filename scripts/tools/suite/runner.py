@@ -11,10 +11,10 @@ from pathlib import Path
 
 from kvmpv.devbox.place import Place
 from kvmpv.errors import KvmpvError
-from tools.place import BUILD, CHECKOUT
-from tools.run import build
-from tools.suite.report import MAX_RETRIES
-from tools.suite.results import Results, Splitter
+from scripts.tools.place import BUILD, CHECKOUT
+from scripts.tools.run import build
+from scripts.tools.suite.report import MAX_RETRIES
+from scripts.tools.suite.results import Results, Splitter
 
 PYTHON = str(BUILD / "venv" / "bin" / "python")
 DEVBOX = str(CHECKOUT / "scripts" / "devbox")
@@ -148,7 +148,7 @@ def _box_retries() -> int:
 
 
 def _pytest(prefix: list[str], args: list[str], results: Results) -> int:
-    argv = [*prefix, PYTHON, "-m", "pytest", "-q", "-p", "tools.suite.stream", *args]
+    argv = [*prefix, PYTHON, "-m", "pytest", "-q", "-p", "scripts.tools.suite.stream", *args]
     path = f"{BUILD}/bin:{BUILD}/venv/bin:{os.environ.get('PATH', os.defpath)}"
     environment = os.environ | {"PATH": path}
     splitter = Splitter(results)

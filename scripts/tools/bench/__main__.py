@@ -8,11 +8,11 @@ import subprocess
 import sys
 
 from kvmpv.errors import KvmpvError
-from tools.bench import guest, native
-from tools.bench.figures import Figure, table
-from tools.place import BUILD, CHECKOUT
+from scripts.tools.bench import guest, native
+from scripts.tools.bench.figures import Figure, table
+from scripts.tools.place import BUILD, CHECKOUT
 
-HERE = [sys.executable, "-m", "tools.bench"]
+HERE = [sys.executable, "-m", "scripts.tools.bench"]
 
 
 def main() -> int:

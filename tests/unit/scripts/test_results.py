@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tools.suite.results import Results, Splitter
+from scripts.tools.suite.results import Results, Splitter
 
 
 def record(**fields: object) -> bytes:

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
-from tools.place import CHECKOUT, log_file
-from tools.progress import StepFailed, run_step
+from scripts.tools.place import CHECKOUT, log_file
+from scripts.tools.progress import StepFailed, run_step
 
 if TYPE_CHECKING:
     from pathlib import Path

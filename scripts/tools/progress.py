@@ -9,7 +9,7 @@ import sys
 import time
 from typing import IO, TYPE_CHECKING
 
-from tools.place import CHECKOUT
+from scripts.tools.place import CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.bench import qemu
-from tools.bench.figures import Figure, interleaved
-from tools.place import BUILD, CHECKOUT
+from scripts.tools.bench import qemu
+from scripts.tools.bench.figures import Figure, interleaved
+from scripts.tools.place import BUILD, CHECKOUT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from tools.progress import Step, StepFailed
+from scripts.tools.progress import Step, StepFailed
 
 if TYPE_CHECKING:
     from pathlib import Path

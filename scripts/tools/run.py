@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from kvmpv.errors import KvmpvError
-from tools.place import BUILD, CHECKOUT, cache
+from scripts.tools.place import BUILD, CHECKOUT, cache
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

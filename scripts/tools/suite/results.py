@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 
-from tools.suite.stream import MARK
+from scripts.tools.suite.stream import MARK
 
 
 @dataclass

@@ -7,9 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tools.debian import SetupError
-from tools.place import BUILD, CHECKOUT, cache, digest, locked, log_file, write_whole
-from tools.progress import StepFailed, run_step
+from scripts.tools.debian import SetupError
+from scripts.tools.place import BUILD, CHECKOUT, cache, digest, locked, log_file, write_whole
+from scripts.tools.progress import StepFailed, run_step
 
 LOCK = CHECKOUT / "requirements.lock"
 # Debian's own interpreter, whatever stands first in PATH: it is what the dev box has too.

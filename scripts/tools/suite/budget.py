@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from dataclasses import dataclass
 
-from tools.place import CHECKOUT
+from scripts.tools.place import CHECKOUT
 
 PATH = CHECKOUT / "tests" / "budget.toml"
 # The places that test files run in, and the folders whose files run there.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tools.place import BUILD, write_whole
-from tools.suite import budget
+from scripts.tools.place import BUILD, write_whole
+from scripts.tools.suite import budget
 
 if TYPE_CHECKING:
-    from tools.suite.results import Verdict
-    from tools.suite.runner import Run
+    from scripts.tools.suite.results import Verdict
+    from scripts.tools.suite.runner import Run
 
 SLOWEST = 10
 MAX_RETRIES = 2

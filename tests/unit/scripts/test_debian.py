@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tools import debian
-from tools.progress import StepFailed
+from scripts.tools import debian
+from scripts.tools.progress import StepFailed
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from tools import run
+from scripts.tools import run
 
 if TYPE_CHECKING:
     from pathlib import Path

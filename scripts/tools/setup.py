@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tools import debian, native, venv
+from scripts.tools import debian, native, venv
 
 
 def main() -> int:

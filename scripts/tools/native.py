@@ -5,14 +5,14 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING
 
-from tools.debian import SetupError
-from tools.place import BUILD, CHECKOUT, files_digest, locked, log_file, write_whole
-from tools.progress import StepFailed, run_step
+from scripts.tools.debian import SetupError
+from scripts.tools.place import BUILD, CHECKOUT, files_digest, locked, log_file, write_whole
+from scripts.tools.progress import StepFailed, run_step
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tools.progress import Meter
+    from scripts.tools.progress import Meter
 
 
 def ensure(venv: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tools.suite.budget import Share, overdrawn
+from scripts.tools.suite.budget import Share, overdrawn
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from __future__ import annotations
 import sys
 import time
 
-from tools.suite import runner
-from tools.suite.budget import PLACES
-from tools.suite.report import report
+from scripts.tools.suite import runner
+from scripts.tools.suite.budget import PLACES
+from scripts.tools.suite.report import report
 
 FAST = ("unit", "style", "host", "kvm")
 
