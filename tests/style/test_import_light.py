@@ -13,8 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-LIGHT = ("abi", "kvm", "memory", "machine", "hypercall", "vmm", "toolstack")
-LIGHT_FILES = ("errors.py", "__init__.py", "agent/__init__.py", "agent/client.py")
+LIGHT = (
+    *("abi", "kvm", "memory", "machine", "hypercall", "virtio", "vhostuser", "vmm"),
+    *("dataplane", "dom0", "toolstack"),
+)
+LIGHT_FILES = (
+    *("errors.py", "__init__.py", "agent/__init__.py", "agent/client.py"),
+    *("hostnet/__init__.py", "hostnet/tap.py"),
+)
 LIGHT_COMMANDS = ("cli/__init__.py", "cli/main.py", "cli/run.py", "cli/terminal.py")
 HEAVY = {
     "argparse",
@@ -38,7 +44,7 @@ def light_files() -> list[Path]:
     """List the files that a domain's start may import."""
     whole = tree.below(*(f"kvmpv/{package}" for package in LIGHT))
     single = (tree.ROOT / "kvmpv" / name for name in LIGHT_FILES + LIGHT_COMMANDS)
-    return sorted({*whole, *single})
+    return sorted({*whole, *(path for path in single if path.exists())})
 
 
 def run_time_imports(body: list[ast.stmt]) -> Iterator[tuple[int, str]]:

@@ -8,20 +8,26 @@ import pytest
 
 from tests.style import tree
 
-# errors may be imported by all. vmm is started as a process: nobody may import it.
+# errors may be imported by all. vmm and dom0 are started as processes: nobody may import them.
 LAYERS: dict[str, set[str]] = {
     "errors": set(),
     "abi": set(),
     "kvm": set(),
     "memory": set(),
+    "vhostuser": set(),
+    "virtio": {"abi", "memory", "vhostuser"},
     "machine": {"kvm", "memory", "abi"},
-    "hypercall": {"abi", "memory"},
-    "vmm": {"machine", "hypercall", "kvm", "memory", "abi"},
+    "hypercall": {"abi", "memory", "virtio"},
+    "vmm": {"machine", "hypercall", "virtio", "vhostuser", "kvm", "memory", "abi"},
+    "dataplane": set(),
+    "hostnet": set(),
+    "hostdev": set(),
+    "dom0": {"dataplane", "virtio", "vhostuser", "hostnet"},
     "agent": set(),
-    "toolstack": {"agent", "abi"},
+    "toolstack": {"agent", "abi", "hostnet", "hostdev"},
     "images": {"agent"},
     "devbox": {"images", "agent"},
-    "cli": {"toolstack", "devbox", "images", "agent"},
+    "cli": {"toolstack", "devbox", "images", "agent", "hostnet", "hostdev"},
     # The package itself offers the Python interface.
     "": {"toolstack"},
 }

@@ -23,16 +23,19 @@ class Share:
     seconds: float
     ceilings: dict[str, dict[str, float]]
 
-    def ceiling(self, place: str, name: str) -> float | None:
-        """Give a file's own ceiling, else that of each file in the nearest folder listed."""
+    def entry(self, place: str, name: str) -> str:
+        """Name the line that holds for a file: its own, else the nearest folder's, else none."""
         table = self.ceilings.get(place, {})
-        while True:
-            if name in table:
-                return table[name]
+        while name not in table:
             head, slash, _ = name.rstrip("/").rpartition("/")
             if not slash:
-                return None
+                return ""
             name = head + "/"
+        return name
+
+    def ceiling(self, place: str, name: str) -> float | None:
+        """Give a file's own ceiling, else that of each file in the nearest folder listed."""
+        return self.ceilings.get(place, {}).get(self.entry(place, name))
 
 
 def load() -> list[Share]:
@@ -51,10 +54,14 @@ def test_files(place: str) -> list[str]:
     return sorted(str(path.relative_to(CHECKOUT)) for path in files)
 
 
+def owner(shares: list[Share], place: str, name: str) -> Share:
+    """Give the share that pays for a file: the one whose line for it is the most exact."""
+    return max(shares, key=lambda share: len(share.entry(place, name)))
+
+
 def ceiling(shares: list[Share], place: str, name: str) -> float | None:
     """Give the ceiling of a file, whichever share holds it."""
-    found = (share.ceiling(place, name) for share in shares)
-    return next((seconds for seconds in found if seconds is not None), None)
+    return owner(shares, place, name).ceiling(place, name)
 
 
 def uncovered(shares: list[Share]) -> list[str]:
@@ -67,17 +74,17 @@ def uncovered(shares: list[Share]) -> list[str]:
     ]
 
 
-def total(share: Share) -> float:
-    """Add up a share's ceilings over the files that exist, and its fixed costs."""
+def total(share: Share, shares: list[Share]) -> float:
+    """Add up a share's ceilings over the files that exist and that it pays for."""
     files = ((place, name) for place in PLACES for name in test_files(place))
-    fixed = sum(share.ceilings.get("fixed", {}).values())
-    return fixed + sum(share.ceiling(place, name) or 0.0 for place, name in files)
+    own = (share.ceiling(*file) or 0.0 for file in files if owner(shares, *file) is share)
+    return sum(share.ceilings.get("fixed", {}).values()) + sum(own)
 
 
 def overdrawn(shares: list[Share]) -> list[str]:
     """Say which shares hold more ceilings than seconds."""
     return [
-        f"{share.name}: ceilings add up to {total(share):.0f} s, the share is {share.seconds:.0f} s"
+        f"{share.name}: ceilings add up to {spent:.0f} s, the share is {share.seconds:.0f} s"
         for share in shares
-        if total(share) > share.seconds
+        if (spent := total(share, shares)) > share.seconds
     ]

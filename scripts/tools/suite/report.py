@@ -26,7 +26,7 @@ def report(run: Run, seconds: float) -> bool:
     overdrawn = budget.overdrawn(shares)
     for share in shares:
         print(
-            f"budget: {share.name}: ceilings {budget.total(share):.0f} s "
+            f"budget: {share.name}: ceilings {budget.total(share, shares):.0f} s "
             f"of {share.seconds:.0f} s; this run took {seconds:.0f} s"
         )
     print(f"box retries: {run.retries}")

@@ -1,0 +1,1 @@
+"""The compiled loops that move a guest's requests: rings, blocks, packets."""

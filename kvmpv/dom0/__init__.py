@@ -1,0 +1,1 @@
+"""The worker: one process that serves a domain its disks and networks."""

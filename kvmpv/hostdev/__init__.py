@@ -1,0 +1,1 @@
+"""The host's disks, and what they are used for."""

@@ -1,0 +1,1 @@
+"""The host's networks: taps, bridges, NAT, addresses."""

@@ -1,0 +1,1 @@
+"""vhost-user: how the VMM and a device's backend speak, both roles."""
