@@ -24,14 +24,15 @@ CPUID_START: Final = 0x40000102
 CPUID_LAST: Final = 0x40000102
 
 VERSION_MAJOR: Final = 1
-VERSION_MINOR: Final = 0
+VERSION_MINOR: Final = 1
 VERSION: Final = VERSION_MAJOR << 16 | VERSION_MINOR  # as CPUID and HC_VERSION give it
 
 FEATURE_PORTS: Final = 0x00000001
 FEATURE_EVTCHN: Final = 0x00000002
 FEATURE_REQUESTS: Final = 0x00000004
 FEATURE_VCPU: Final = 0x00000008
-FEATURES: Final = FEATURE_PORTS | FEATURE_EVTCHN | FEATURE_REQUESTS | FEATURE_VCPU
+FEATURE_VIRTIO: Final = 0x00000010
+FEATURES: Final = FEATURE_PORTS | FEATURE_EVTCHN | FEATURE_REQUESTS | FEATURE_VCPU | FEATURE_VIRTIO
 
 # The gate
 GATE_PORT: Final = 1
@@ -44,6 +45,7 @@ MAX_BUFFER: Final = 65536
 # Errors; calls return them negated
 EPERM: Final = 1
 ENOENT: Final = 2
+EIO: Final = 5
 EAGAIN: Final = 11
 EFAULT: Final = 14
 EBUSY: Final = 16
@@ -75,6 +77,13 @@ HC_CRASH: Final = 0x42
 HC_YIELD: Final = 0x43
 HC_VCPU_UP: Final = 0x50
 HC_VCPU_DOWN: Final = 0x51
+HC_VIRTIO_DEVICES: Final = 0x60
+HC_VIRTIO_OPEN: Final = 0x61
+HC_VIRTIO_STATUS: Final = 0x62
+HC_VIRTIO_QUEUE: Final = 0x63
+HC_VIRTIO_CONFIG: Final = 0x64
+HC_VIRTIO_BIND: Final = 0x65
+HC_VIRTIO_CLOSE: Final = 0x66
 
 # Console ports
 PORT_TERMINAL: Final = 0
@@ -111,6 +120,22 @@ REQUESTS: Final = Layout("version:H size:H pending:I sysrq:I reserved:I vcpus:32
 VCPU_START_VERSION: Final = 1
 VCPU_START: Final = Layout(
     "version:H size:H reserved:I rip:Q rsp:Q rdi:Q rsi:Q cr0:Q cr3:Q cr4:Q efer:Q"
+)
+
+# Virtio devices
+MAX_DEVICES: Final = 48
+MAX_QUEUES: Final = 64
+VIRTIO_CONFIG_MAX: Final = 256
+DOORBELL_PORT: Final = 0x4C00  # of device 0, 4 more for each: this VMM's choice, see the page
+
+VIRTIO_PAGE_VERSION: Final = 1
+VIRTIO_PAGE: Final = Layout(
+    "version:H size:H type:I features:Q doorbell:I queues:I status:I generation:I config_size:I"
+    " removed:I ring_max:128s config:256s reserved:24s"
+)
+VIRTIO_QUEUE_VERSION: Final = 1
+VIRTIO_QUEUE: Final = Layout(
+    "version:H size:H index:H ring_size:H channel:I reserved:I descriptors:Q driver:Q device:Q"
 )
 
 # Start info
@@ -182,6 +207,16 @@ class VcpuStart:
             setattr(self, name, value)
 
 
+class VirtioQueue:
+    """Hold what struct kvmpv_virtio_queue asks for; made by unpack_virtio_queue."""
+
+    __slots__ = ("channel", "descriptors", "device", "driver", "index", "ring_size")
+
+    def __init__(self, values: Sequence[int]) -> None:
+        self.index, self.ring_size, self.channel, _ = values[:4]
+        self.descriptors, self.driver, self.device = values[4:]
+
+
 def pack_memory_map(ranges: Sequence[tuple[int, int, int]]) -> bytes:
     """Return struct kvmpv_memory_range[] for (address, length, type) each."""
     return b"".join(MEMORY_RANGE.pack(*each, 0) for each in ranges)
@@ -214,6 +249,41 @@ def pack_requests(size: int, pending: int, sysrq: int, vcpus: int) -> bytes:
 def unpack_vcpu_start(data: bytes | bytearray | memoryview) -> VcpuStart:
     """Return what a valid struct kvmpv_vcpu_start asks for."""
     return VcpuStart(VCPU_START.unpack(data)[3:])
+
+
+def pack_virtio_page(
+    size: int,
+    device_type: int,
+    features: int,
+    doorbell: int,
+    ring_max: Sequence[int],
+    status: int,
+    generation: int,
+    config: bytes,
+    *,
+    removed: bool = False,
+) -> bytes:
+    """Return the answer to HC_VIRTIO_OPEN, in full; size is the one that the guest gave.
+
+    ring_max has one number for each queue. What is live is written later with ``poke_u32`` at the
+    offsets of VIRTIO_PAGE.
+    """
+    table = b"".join(each.to_bytes(2, "little") for each in ring_max)
+    head = VIRTIO_PAGE_VERSION, size, device_type, features, doorbell, len(ring_max)
+    return VIRTIO_PAGE.pack(
+        *head, status, generation, len(config), int(removed), table, config, b""
+    )
+
+
+def poke_u32(page: memoryview, field: str, value: int) -> None:
+    """Write one live field of a struct kvmpv_virtio_page that a guest has open."""
+    at = VIRTIO_PAGE.offset[field]
+    page[at : at + 4].cast("I")[0] = value  # one store: a guest may be reading
+
+
+def unpack_virtio_queue(data: bytes | bytearray | memoryview) -> VirtioQueue:
+    """Return what a valid struct kvmpv_virtio_queue asks for."""
+    return VirtioQueue(VIRTIO_QUEUE.unpack(data)[2:])
 
 
 def unpack_evtchn_header(data: bytes | bytearray | memoryview) -> tuple[int, int, int] | None:

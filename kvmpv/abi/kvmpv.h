@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The kvmpv guest ABI, version 1.0: what a paravirtualised guest and the kvmpv
+ * The kvmpv guest ABI, version 1.1: what a paravirtualised guest and the kvmpv
  * virtual machine monitor say to each other. This file is the master; any
  * guest may copy it. The reference text is docs/abi/hypercalls.md.
  *
@@ -11,7 +11,8 @@
  *    writes no more than the size that the other side has set.
  *  - Addresses are guest-physical. A buffer lies in RAM, in one piece, and is
  *    at most KVMPV_MAX_BUFFER bytes long.
- *  - All calls may be made on all vCPUs at once, and from NMI context.
+ *  - All calls may be made on all vCPUs at once. All but those of virtio devices
+ *    may be made from NMI context.
  */
 #ifndef _UAPI_LINUX_KVMPV_H
 #define _UAPI_LINUX_KVMPV_H
@@ -44,13 +45,14 @@
 #define KVMPV_CPUID_LAST		0x40000102
 
 #define KVMPV_VERSION_MAJOR		1
-#define KVMPV_VERSION_MINOR		0
+#define KVMPV_VERSION_MINOR		1
 
 /* Feature bits, in CPUID and for KVMPV_HC_FEATURES. */
 #define KVMPV_FEATURE_PORTS		0x00000001	/* console ports */
 #define KVMPV_FEATURE_EVTCHN		0x00000002	/* event channels */
 #define KVMPV_FEATURE_REQUESTS		0x00000004	/* requests from the host */
 #define KVMPV_FEATURE_VCPU		0x00000008	/* vCPU up and down */
+#define KVMPV_FEATURE_VIRTIO		0x00000010	/* virtio devices */
 
 /* ---- The gate: how a call is made --------------------------------------- */
 
@@ -73,6 +75,7 @@
 /* The errors that calls return, negated. The numbers are Linux's. */
 #define KVMPV_EPERM			1
 #define KVMPV_ENOENT			2
+#define KVMPV_EIO			5
 #define KVMPV_EAGAIN			11
 #define KVMPV_EFAULT			14
 #define KVMPV_EBUSY			16
@@ -253,7 +256,7 @@ struct kvmpv_evtchn_bind {
 #define KVMPV_REQUEST_SUSPEND		0x00000004	/* reserved */
 #define KVMPV_REQUEST_SYSRQ		0x00000008	/* see sysrq */
 #define KVMPV_REQUEST_VCPUS		0x00000010	/* see vcpus */
-#define KVMPV_REQUEST_DEVICES		0x00000020	/* reserved */
+#define KVMPV_REQUEST_DEVICES		0x00000020	/* devices came or went */
 
 #ifndef __ASSEMBLY__
 
@@ -326,7 +329,118 @@ struct kvmpv_vcpu_start {
 
 #endif /* !__ASSEMBLY__ */
 
-/* 0x60 to 0x6f: reserved for the virtio transport. */
+/* ---- Virtio devices ----------------------------------------------------------- */
+
+/*
+ * The devices are those of virtio 1.2, with split rings; this is a transport
+ * for them. All of them offer VIRTIO_F_VERSION_1 and VIRTIO_F_ACCESS_PLATFORM,
+ * and want both accepted. A device has a number, less than KVMPV_MAX_DEVICES.
+ * To notify a queue is a 32-bit "out" of its index to the device's doorbell
+ * port, which is no call and not an exit to the virtual machine monitor.
+ */
+#define KVMPV_MAX_DEVICES		48
+#define KVMPV_MAX_QUEUES		64	/* of one device */
+#define KVMPV_VIRTIO_CONFIG_MAX		256
+
+/*
+ * KVMPV_HC_VIRTIO_DEVICES()
+ * OUT: a bitmap: bit N: device N is there. KVMPV_REQUEST_DEVICES tells of
+ *      changes. The number of a device that goes while it is open is not used
+ *      again before KVMPV_HC_VIRTIO_CLOSE.
+ */
+#define KVMPV_HC_VIRTIO_DEVICES		0x60
+
+/*
+ * KVMPV_HC_VIRTIO_OPEN(device, address of struct kvmpv_virtio_page)
+ * IN:  the record begins a page. It is filled, and what is live in it is kept
+ *      up to date, until KVMPV_HC_VIRTIO_CLOSE or reboot.
+ * OUT: 0; -ENOENT no such device; -EBUSY it is open; -EFAULT; -EINVAL when the
+ *      address, or the record's version or size is; -EIO its backend is gone.
+ */
+#define KVMPV_HC_VIRTIO_OPEN		0x61
+
+/*
+ * KVMPV_HC_VIRTIO_STATUS(device, status, features)
+ * IN:  the device status, of virtio; 0 resets the device: on return it touches
+ *      no memory of the driver's. features are those that the driver accepts,
+ *      read by the call that first sets FEATURES_OK.
+ * OUT: 0, and the answer in the page's status: without FEATURES_OK if the
+ *      features are refused; -ENOENT no such device, or not open; -EINVAL when
+ *      status has a bit that virtio has not.
+ */
+#define KVMPV_HC_VIRTIO_STATUS		0x62
+
+/*
+ * KVMPV_HC_VIRTIO_QUEUE(device, address of struct kvmpv_virtio_queue)
+ * Sets a queue up and enables it; ring_size 0 stops it: on return the device
+ * touches no memory of the queue.
+ * OUT: 0; -ENOENT no such device, not open, no such queue or channel; -EBUSY
+ *      the queue is set up already; -EINVAL when the record, the ring's size or
+ *      an address's alignment is, or FEATURES_OK is not set; -EFAULT the record
+ *      or the rings are not in RAM; -EIO the device or its backend is gone.
+ */
+#define KVMPV_HC_VIRTIO_QUEUE		0x63
+
+/*
+ * KVMPV_HC_VIRTIO_CONFIG(device, offset, address, length)
+ * Writes to the device's config space. What is there now is in the page.
+ * OUT: 0; -ENOENT no such device, or not open; -EINVAL beyond the config space,
+ *      or read-only; -EFAULT.
+ */
+#define KVMPV_HC_VIRTIO_CONFIG		0x64
+
+/*
+ * KVMPV_HC_VIRTIO_BIND(device, channel)
+ * IN:  the event channel that is sent when something live in the page changes
+ *      by the device's doing; KVMPV_NO_CHANNEL to unbind.
+ * OUT: 0; -ENOENT no such device, not open, or no such channel.
+ * One event follows every bind, so that nothing is missed.
+ */
+#define KVMPV_HC_VIRTIO_BIND		0x65
+
+/*
+ * KVMPV_HC_VIRTIO_CLOSE(device)
+ * Resets the device, unbinds its channels, and forgets the page.
+ * OUT: 0; -ENOENT no such device, or not open.
+ */
+#define KVMPV_HC_VIRTIO_CLOSE		0x66
+
+#define KVMPV_VIRTIO_PAGE_VERSION	1
+#define KVMPV_VIRTIO_QUEUE_VERSION	1
+
+#ifndef __ASSEMBLY__
+
+struct kvmpv_virtio_page {
+	__u16 version;		/* IN: KVMPV_VIRTIO_PAGE_VERSION */
+	__u16 size;		/* IN: bytes that the guest has room for */
+	__u32 type;		/* OUT: virtio device id */
+	__u64 features;		/* OUT: what the device offers */
+	__u32 doorbell;		/* OUT: I/O port */
+	__u32 queues;		/* OUT: how many */
+	__u32 status;		/* live: the device status */
+	__u32 generation;	/* live: odd while config changes */
+	__u32 config_size;	/* OUT: bytes of config that are used */
+	__u32 removed;		/* live: 1 once the device is gone */
+	__u16 ring_max[64];	/* OUT: entries at most, by queue */
+	__u8 config[256];	/* live */
+	__u64 reserved[3];
+};
+
+struct kvmpv_virtio_queue {
+	__u16 version;		/* KVMPV_VIRTIO_QUEUE_VERSION */
+	__u16 size;
+	__u16 index;		/* of the queue */
+	__u16 ring_size;	/* entries, a power of two; 0 stops the queue */
+	__u32 channel;		/* sent for used buffers, or KVMPV_NO_CHANNEL */
+	__u32 reserved;
+	__u64 descriptors;	/* addresses of the three parts, as virtio has them */
+	__u64 driver;
+	__u64 device;
+};
+
+#endif /* !__ASSEMBLY__ */
+
+/* 0x67 to 0x6f: reserved for the virtio transport. */
 /* 0x70 to 0x7f: reserved for the memory reservation. */
 
 /* ---- Start info -------------------------------------------------------------- */

@@ -10,7 +10,7 @@ from kvmpv.abi.layout import Layout
 from tests.unit.abi import header
 
 # What the mirror has beyond the header: made of its numbers, or this VMM's own choice.
-OWN = {"VERSION", "FEATURES", "GATE_PORT_NUMBER"}
+OWN = {"VERSION", "FEATURES", "GATE_PORT_NUMBER", "DOORBELL_PORT"}
 
 
 def mirrored() -> dict[str, int]:

@@ -15,7 +15,7 @@ U32 = st.integers(0, 0xFFFFFFFF)
 U64 = st.integers(0, 0xFFFFFFFFFFFFFFFF)
 
 
-def at(layout: abi.Layout, record: bytes, field: str, code: str) -> int:
+def at(layout: abi.Layout, record: bytes | bytearray, field: str, code: str) -> int:
     value: int = struct.unpack_from("<" + code, record, layout.offset[field])[0]
     return value
 
@@ -61,6 +61,41 @@ def test_vcpu_start_comes_back_by_name(values: list[int]) -> None:
     start = abi.unpack_vcpu_start(abi.VCPU_START.pack(1, 72, 0, *values))
     names = ("rip", "rsp", "rdi", "rsi", "cr0", "cr3", "cr4", "efer")
     assert [getattr(start, name) for name in names] == values
+
+
+def test_virtio_page_has_everything_at_its_offset() -> None:
+    config = bytes(range(24))
+    page = abi.pack_virtio_page(
+        500, 2, 1 << 33, 0x4C04, [256, 128], status=0, generation=6, config=config
+    )
+    assert len(page) == abi.VIRTIO_PAGE.size
+    assert page[:4] == struct.pack("<HH", 1, 500)
+    assert at(abi.VIRTIO_PAGE, page, "features", "Q") == 1 << 33
+    assert at(abi.VIRTIO_PAGE, page, "doorbell", "I") == 0x4C04
+    assert at(abi.VIRTIO_PAGE, page, "queues", "I") == 2
+    assert at(abi.VIRTIO_PAGE, page, "generation", "I") == 6
+    assert at(abi.VIRTIO_PAGE, page, "config_size", "I") == len(config)
+    assert at(abi.VIRTIO_PAGE, page, "removed", "I") == 0
+    assert page[abi.VIRTIO_PAGE.offset["ring_max"] :][:6] == struct.pack("<HHH", 256, 128, 0)
+    assert page[abi.VIRTIO_PAGE.offset["config"] :][:24] == config
+
+
+@pytest.mark.parametrize("field", ["status", "generation", "removed"])
+def test_live_fields_are_written_in_place(field: str) -> None:
+    page = bytearray(abi.VIRTIO_PAGE.size)
+    abi.poke_u32(memoryview(page), field, 0x01020304)
+    assert at(abi.VIRTIO_PAGE, page, field, "I") == 0x01020304
+    assert sum(page) == 10
+
+
+@given(U16, U16, U32, st.lists(U64, min_size=3, max_size=3))
+def test_virtio_queue_comes_back_by_name(
+    index: int, ring_size: int, channel: int, rings: list[int]
+) -> None:
+    record = abi.VIRTIO_QUEUE.pack(1, 40, index, ring_size, channel, 7, *rings)
+    queue = abi.unpack_virtio_queue(record)
+    assert (queue.index, queue.ring_size, queue.channel) == (index, ring_size, channel)
+    assert [queue.descriptors, queue.driver, queue.device] == rings
 
 
 @pytest.mark.parametrize(
