@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import kvmpv
-from kvmpv.cli import doctor, kernel
+from kvmpv.cli import disk, doctor, kernel
 from kvmpv.toolstack.options import OPTIONS
 
 app = typer.Typer(
@@ -61,6 +61,8 @@ def _run(**values: Any) -> None:
         value = values.get(option.name)
         if value is True:
             arguments.append(option.flag)
+        elif isinstance(value, list):
+            arguments += [word for one in value for word in (option.flag, str(one))]
         elif value:
             arguments += [option.flag, str(value)]
     raise typer.Exit(run(arguments))
@@ -70,14 +72,14 @@ def _run_signature() -> inspect.Signature:
     """Return what typer is to see: one keyword for each option of the table."""
     parameters = []
     for option in OPTIONS:
-        kind = bool if option.kind is bool else str
+        kind: Any = bool if option.kind is bool else list[str] if option.kind == "list" else str
         flags = [option.flag] + ([option.short] if option.short else [])
         declared = typer.Option(*flags, help=option.help, metavar=option.metavar or None)
         parameters.append(
             inspect.Parameter(
                 option.name,
                 inspect.Parameter.KEYWORD_ONLY,
-                default=False if kind is bool else "",
+                default=False if kind is bool else [] if option.kind == "list" else "",
                 annotation=Annotated[kind, declared],
             )
         )
@@ -93,3 +95,5 @@ app.command("run", help=RUN_HELP)(_run)
 app.command("doctor", help=doctor.HELP)(doctor.doctor)
 
 app.add_typer(kernel.app, name="kernel")
+
+app.add_typer(disk.app, name="disk")
