@@ -1,1 +1,1 @@
-"""The compiled loops that move a guest's requests: rings, blocks, packets."""
+"""The compiled loops that carry a guest's data: docs/dataplane.md."""
