@@ -163,6 +163,7 @@ BLK_F_SECURE_ERASE: Final = 16
 # max_write_zeroes_seg, write_zeroes_may_unmap, 3 unused (5.2.4)
 BLK_CONFIG: Final = Struct("<QIIHBBIBBHIBBHIIIIIB3x")
 BLK_CONFIG_WCE_OFFSET: Final = 32
+BLK_CONFIG_QUEUES_OFFSET: Final = 34
 
 BLK_HDR: Final = Struct("<IIQ")  # type, reserved, sector (5.2.6)
 BLK_DISCARD_SEGMENT: Final = Struct("<QII")  # sector, num_sectors, flags
