@@ -1,0 +1,209 @@
+"""Cards of domains: checked, attached, released."""
+
+from __future__ import annotations
+
+import os
+from _blake2 import blake2s
+
+from kvmpv.errors import BadInput
+from kvmpv.hostnet import links, tap, users
+from kvmpv.hostnet.spec import check, parse_mac
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from collections.abc import Sequence
+    from typing import Final, Self
+
+    from kvmpv.hostnet.spec import NetSpec
+
+TAP_KINDS: Final = ("nat", "bridge", "tap")
+MAC_PREFIX: Final = "52:4b"  # locally administered, of one card
+
+
+def mac_for(domain: str, index: int) -> str:
+    """Return the MAC address of a domain's card, the same each time it is asked for."""
+    digest = blake2s(f"{domain}/{index}".encode(), digest_size=4).digest()
+    return f"{MAC_PREFIX}:{digest.hex(':')}"
+
+
+def plan(domain: str, specs: Sequence[NetSpec]) -> None:
+    """Check all cards of a domain, and give those a MAC that have none; make nothing.
+
+    Raise ``BadInput`` for what the user has to change, ``HostError`` for what the host lacks.
+    """
+    macs: dict[str, int] = {}
+    taps: set[str] = set()
+    for index, spec in enumerate(specs):
+        check(spec)
+        spec.mac = parse_mac(spec.mac) if spec.mac else mac_for(domain, index)
+        if spec.kind == "none":
+            continue
+        if macs.setdefault(spec.mac, index) != index:
+            hint = "give each card its own, or none"
+            raise BadInput(f"the MAC address {spec.mac} is given twice", hint=hint)
+        if spec.kind == "tap":
+            if spec.target in taps:
+                raise BadInput(f"the tap {spec.target} is given twice", hint="take one away")
+            taps.add(spec.target)
+            tap.require(spec.target, spec.queues)
+        elif spec.kind == "bridge":
+            links.require_bridge(spec.target)
+        elif spec.kind == "nat":
+            from kvmpv.hostnet import nat
+
+            nat.require(spec)
+        if spec.antispoof:
+            from kvmpv.hostnet import filters
+
+            filters.require()
+    _require_own_forwards(specs)
+
+
+def _require_own_forwards(specs: Sequence[NetSpec]) -> None:
+    seen: set[tuple[str, int]] = set()
+    for spec in specs:
+        for forward in spec.forwards:
+            port = (forward.protocol, forward.host_port)
+            if port in seen:
+                text = f"{forward.protocol} port {forward.host_port}"
+                raise BadInput(f"{text} is forwarded twice", hint="choose another port")
+            seen.add(port)
+
+
+class Attachment:
+    """A card that is attached: its tap's descriptors, name, MAC, MTU, and IPv4 address if known.
+
+    Also a context manager, which releases it at its end.
+    """
+
+    __slots__ = ("_ports", "_user", "address", "fds", "mac", "mtu", "spec", "tap")
+
+    def __init__(self, spec: NetSpec, user: users.User) -> None:
+        self.spec = spec
+        self.fds: list[int] = []
+        self.tap = ""
+        self.mac = spec.mac
+        self.mtu = spec.mtu
+        self.address = ""  # of the guest, where it is ours to give
+        self._ports: list[_socket.socket] = []  # held, so that nobody else takes a forwarded port
+        self._user = user
+
+    def release(self) -> None:
+        """Take away what ``attach`` made; a second call does nothing."""
+        if self._user.fd < 0:
+            return
+        with users.Lock() as lock:
+            self._undo(lock.path)
+
+    def _undo(self, path: str) -> None:
+        for fd in self.fds:
+            os.close(fd)
+        self.fds.clear()
+        for port in self._ports:
+            port.close()
+        self._ports.clear()
+        users.unregister(path, self._user)
+        settle(path, [self._user])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def attach(domain: str, index: int, spec: NetSpec) -> Attachment:
+    """Attach card ``index`` of a domain to its network, and return it with its tap open.
+
+    The network is made if this is its first user. Raise ``BadInput`` or ``HostError`` with nothing
+    left behind.
+    """
+    if spec.kind not in TAP_KINDS:
+        raise BadInput(f"{spec.kind} needs no tap", hint="nat, bridge=NAME and tap=NAME do")
+    spec.mac = spec.mac or mac_for(domain, index)
+    with users.Lock() as lock:
+        alive, dead = users.living(lock.path, sweep=True)
+        if dead:
+            settle(lock.path, dead)
+        for other in alive:
+            if other["mac"] == spec.mac and other["kind"] == spec.kind:
+                hint = "choose another, or none"
+                raise BadInput(f"the domain {other.domain} has the MAC {spec.mac}", hint=hint)
+        values = {
+            "kind": spec.kind,
+            "target": spec.target,
+            "mac": spec.mac,
+            "pid": str(os.getpid()),
+        }
+        user = users.User(domain, index, values)
+        users.register(lock.path, user)
+        card = Attachment(spec, user)
+        try:
+            _connect(card, user, lock.path)
+            users.register(lock.path, user)
+            settle(lock.path, [user])
+        except BaseException:
+            card._undo(lock.path)
+            raise
+    return card
+
+
+def _connect(card: Attachment, user: users.User, path: str) -> None:
+    spec = card.spec
+    if spec.kind == "tap":
+        card.fds = tap.open_named(spec.target, spec.queues)
+        card.tap = spec.target
+        card.mtu = spec.mtu or links.mtu(card.tap)
+        if spec.mtu and spec.mtu > links.mtu(card.tap):
+            links.set_mtu(card.tap, spec.mtu)
+    else:
+        bridge = spec.target
+        if spec.kind == "nat":
+            from kvmpv.hostnet import nat
+
+            network = nat.ensure(path, spec)
+            bridge = network.bridge
+            card.address = network.address_for(user, path)
+            card._ports = nat.hold_ports(spec.forwards)
+            user.values["address"] = card.address
+            user.values["forwards"] = " ".join(str(forward) for forward in spec.forwards)
+        else:
+            links.require_bridge(bridge)
+        card.tap, card.fds = tap.make(spec.queues)
+        _plug(card, bridge)
+    user.values["tap"] = card.tap
+    if spec.antispoof:
+        user.values["antispoof"] = "on"
+
+
+def _plug(card: Attachment, bridge: str) -> None:
+    """Make the tap a port; its own MAC is high, so that the bridge does not take it for its own."""
+    links.set_mac(card.tap, "fe" + card.mac[2:])
+    links.no_addresses(card.tap)
+    card.mtu = card.spec.mtu or links.mtu(bridge)
+    links.set_mtu(card.tap, card.mtu)
+    links.add_port(bridge, card.tap)
+    links.set_up(card.tap)
+
+
+def settle(path: str, changed: Sequence[users.User]) -> None:
+    """Make rules, addresses and the network itself fit who uses them now, after some changed."""
+    if any(user["kind"] == "nat" for user in changed):
+        from kvmpv.hostnet import nat
+
+        nat.settle(path)
+    if any(user["antispoof"] for user in changed):
+        from kvmpv.hostnet import filters
+
+        filters.settle(path)
+
+
+def sweep() -> None:
+    """Take away what users that were killed have left; quick where there is nothing."""
+    if not os.path.exists(users.folder()):
+        return
+    with users.Lock() as lock:
+        dead = users.living(lock.path, sweep=True)[1]
+        if dead:
+            settle(lock.path, dead)

@@ -1,0 +1,165 @@
+"""Who uses which network: one file for each card that is attached, locked while its user lives.
+
+A user that is killed leaves its file, but not the lock on it: whoever comes next sees that, and
+takes away what it left. All of the folder changes under one lock.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from kvmpv.errors import HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final, Self
+
+REMEDY: Final = "set KVMPV_RUN_DIR to a folder of yours"
+
+
+def folder() -> str:
+    """Return the folder of the networks of this network namespace."""
+    if chosen := os.environ.get("KVMPV_RUN_DIR"):
+        base = chosen
+    elif os.geteuid() == 0:
+        base = "/run"
+    else:
+        base = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/kvmpv-{os.geteuid()}"
+    # Beside the domains' folders, not among them: those are swept by who knows only domains.
+    return f"{base}/kvmpv-net/{os.stat('/proc/self/ns/net').st_ino}"
+
+
+class Lock:
+    """The lock on a folder of networks, which is made if it is not there."""
+
+    __slots__ = ("_fd", "path")
+
+    def __init__(self) -> None:
+        self.path = folder()
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        try:
+            while True:
+                os.makedirs(f"{self.path}/users", mode=0o755, exist_ok=True)
+                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+                try:
+                    self._fd = os.open(f"{self.path}/lock", flags, 0o600)
+                except FileNotFoundError:
+                    continue  # removed by who was its last user, just now
+                fcntl.flock(self._fd, fcntl.LOCK_EX)
+                if os.fstat(self._fd).st_nlink:
+                    return self
+                os.close(self._fd)
+                self._fd = -1
+        except OSError as error:
+            raise HostError(f"cannot use {self.path}: {error.strerror}", hint=REMEDY) from None
+
+    def __exit__(self, *_: object) -> None:
+        """Leave; the folder goes when nobody uses it."""
+        if not os.listdir(f"{self.path}/users"):
+            for name in ("users", "lock"):
+                _remove(f"{self.path}/{name}")
+            for path in (self.path, os.path.dirname(self.path)):
+                _remove(path)
+        os.close(self._fd)
+        self._fd = -1
+
+
+class User:
+    """One card in use, as its file says it: ``key=value`` lines."""
+
+    __slots__ = ("domain", "fd", "index", "values")
+
+    def __init__(self, domain: str, index: int, values: dict[str, str], fd: int = -1) -> None:
+        self.domain = domain
+        self.index = index
+        self.values = values
+        self.fd = fd
+
+    @property
+    def file(self) -> str:
+        """The name of its file."""
+        return f"{self.domain}:{self.index}"
+
+    def __getitem__(self, key: str) -> str:
+        return self.values.get(key, "")
+
+
+def register(path: str, user: User) -> None:
+    """Write a user's file into the folder ``path`` and keep it locked; the caller has the lock.
+
+    Written again, it says what is new.
+    """
+    name = f"{path}/users/{user.file}"
+    if user.fd < 0:
+        user.fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(user.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    text = "".join(f"{key}={value}\n" for key, value in user.values.items())
+    os.pwrite(user.fd, text.encode(), 0)
+    os.ftruncate(user.fd, len(text.encode()))
+
+
+def unregister(path: str, user: User) -> None:
+    """Remove a user's file; the caller has the lock."""
+    _remove(f"{path}/users/{user.file}")
+    if user.fd >= 0:
+        os.close(user.fd)
+        user.fd = -1
+
+
+def living(path: str, *, sweep: bool) -> tuple[list[User], list[User]]:
+    """Read the users of the folder ``path``: those that live, and those that were killed.
+
+    The files of the latter are removed where ``sweep`` says so; the caller has the lock then.
+    """
+    alive: list[User] = []
+    dead: list[User] = []
+    try:
+        names = sorted(os.listdir(f"{path}/users"))
+    except FileNotFoundError:
+        names = []
+    for name in names:
+        found = _read(f"{path}/users/{name}", name)
+        if found is None:
+            continue
+        user, lives = found
+        (alive if lives else dead).append(user)
+        if sweep and not lives:
+            _remove(f"{path}/users/{name}")
+    return alive, dead
+
+
+def _read(path: str, name: str) -> tuple[User, bool] | None:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        text = os.read(fd, 1 << 16).decode(errors="replace")
+        lives = False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            lives = True
+    finally:
+        os.close(fd)
+    values = {}
+    for line in text.splitlines():
+        key, _, value = line.partition("=")
+        values[key] = value
+    domain, _, index = name.rpartition(":")
+    return User(domain, int(index) if index.isdigit() else 0, values), lives
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except IsADirectoryError:
+        try:
+            os.rmdir(path)
+        except OSError:
+            pass  # somebody is quicker, or uses it
+    except FileNotFoundError:
+        pass
