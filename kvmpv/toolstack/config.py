@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Final
 
+    from kvmpv.toolstack.devices import Device
+
 MIB: Final = 1 << 20
 MEMORY_MIN: Final = 2 * MIB
 MAX_VCPUS: Final = 254
@@ -27,7 +29,7 @@ UNITS: Final = {"K": 10, "M": 20, "G": 30, "T": 40}
 class DomainConfig:
     """A domain's configuration; ``check`` has passed once ``make`` has returned it."""
 
-    __slots__ = tuple(option.name for option in OPTIONS if option.name != "config")
+    __slots__ = (*(option.name for option in OPTIONS if option.name != "config"), "devices")
 
     kernel: str
     initrd: str
@@ -37,11 +39,18 @@ class DomainConfig:
     cmdline: str
     exec: str
     console: str
+    disks: list[object]
+    nets: list[object]
+    shares: list[object]
+    root: str
+    vsock: str
+    rng: str
     name: str
     cpu: str
     stats: bool
     json: bool
     trace: str
+    devices: list[Device]
 
 
 def make(values: Mapping[str, object]) -> DomainConfig:
@@ -59,6 +68,11 @@ def make(values: Mapping[str, object]) -> DomainConfig:
             value = given.get(option.name, option.default)
             setattr(config, option.name, _convert(option.name, value))
     _check(config)
+    config.devices = []
+    if config.disks or config.nets or config.shares or config.root or config.vsock or config.rng:
+        from kvmpv.toolstack import devices  # late: a domain without any starts without them
+
+        config.devices = devices.parse(config)
     return config
 
 
@@ -80,8 +94,15 @@ def parse_arguments(arguments: list[str]) -> dict[str, object]:
             value = next(rest, "\0")
             if value == "\0":
                 raise BadInput(f"{flag} wants a value", hint=f"{flag} {option.metavar}")
-        values[option.name] = value
+        if option.kind == "list":
+            values[option.name] = [*_as_list(values.get(option.name, ())), value]
+        else:
+            values[option.name] = value
     return values
+
+
+def _as_list(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def parse_size(text: str) -> int:
@@ -123,6 +144,8 @@ def _read_file(path: str) -> dict[str, object]:
 
 def _convert(name: str, value: object) -> object:
     kind = BY_NAME[name].kind
+    if kind == "list":
+        return _as_list(value)
     if kind is bool and isinstance(value, bool):
         return value
     if kind is str and isinstance(value, str | os.PathLike):

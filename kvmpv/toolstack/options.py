@@ -8,7 +8,10 @@ if TYPE_CHECKING:
 
 
 class Option:
-    """One option. ``kind`` is str, int, bool or "size" (bytes, with K, M, G or T behind)."""
+    """One option. ``kind`` is str, int, bool, "size" (bytes, with K, M, G or T behind) or "list".
+
+    A list is given by repeating the option, whose ``flag`` is the singular of its name.
+    """
 
     __slots__ = ("default", "help", "kind", "metavar", "name", "short")
 
@@ -25,7 +28,8 @@ class Option:
     @property
     def flag(self) -> str:
         """The option as a command line has it."""
-        return "--" + self.name.replace("_", "-")
+        name = self.name.removesuffix("s") if self.kind == "list" else self.name
+        return "--" + name.replace("_", "-")
 
 
 OPTIONS: Final = (
@@ -37,6 +41,12 @@ OPTIONS: Final = (
     Option("cmdline", str, "", "TEXT", "Kernel command line, behind 'loglevel=4'."),
     Option("exec", str, "", "CMD", "Run CMD as root in the guest, then end with its status."),
     Option("console", str, "", "WHERE", "'terminal', 'none', or a file. Default: none with --exec"),
+    Option("disks", "list", (), "PATH[,...]", "A disk: an image, a block device, null:SIZE, ..."),
+    Option("nets", "list", (), "KIND[,...]", "A network: nat, bridge=NAME, tap=NAME, user, none."),
+    Option("shares", "list", (), "DIR[,...]", "A folder for the guest: DIR[,tag=TAG][,ro]."),
+    Option("root", str, "", "WHERE", "The guest's root: a folder, or disk, vda, vda1."),
+    Option("vsock", str, "", "PATH[,...]", "Sockets between guest and host, at PATH: [,cid=N]."),
+    Option("rng", str, "", "WHAT", "on, off, rate=SIZE (a second). Default: on beside others."),
     Option("name", str, "", "NAME", "Name of the domain; no two that run may share it.", "-n"),
     Option("cpu", str, "host", "MODEL", "'host', then ',-FEATURE' hides, ',+FEATURE' shows."),
     Option("stats", bool, False, "", "Print what the domain cost when it ends."),
