@@ -3,6 +3,7 @@
     KvmpvError            safe to show to a user: one line, and a hint
     ├── BadInput          the user asked for something that cannot be (exit status 2)
     ├── HostError         this host lacks or refuses something (exit status 2)
+    │   └── VhostUserError  a device's other side broke the protocol, or is gone
     ├── KvmError          an ioctl on /dev/kvm failed; carries errno
     ├── GuestCrash        the guest panicked, or its processor state is beyond going on
     ├── AgentError        the agent in a guest or box is gone, or breaks its protocol
@@ -36,6 +37,14 @@ class HostError(KvmpvError):
     """Say what this host lacks or refuses, and how to mend it."""
 
     exit_status = 2
+
+
+class VhostUserError(HostError):
+    """Report a vhost-user peer that broke the protocol; ``gone`` when it has hung up."""
+
+    def __init__(self, message: str, *, hint: str = "", gone: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.gone = gone
 
 
 class KvmError(KvmpvError):

@@ -1,1 +1,1 @@
-"""vhost-user: how the VMM and a device's backend speak, both roles."""
+"""vhost-user: how a device's front end (a VMM) and its back end (a process) share virtqueues."""
