@@ -31,10 +31,10 @@ struct memory_region {
 	uint8_t *address;
 };
 
-/* Entries from count on are all zero, so any index below the maximum is safe to look at. */
+/* The entry behind the last one is all zero. */
 struct guest_memory {
 	uint32_t count;
-	struct memory_region regions[MEMORY_MAX_REGIONS];
+	struct memory_region regions[MEMORY_MAX_REGIONS + 1];
 	/* One bit for each page of 4 KiB, as VHOST_F_LOG_ALL has it; NULL: nobody asks. */
 	uint8_t *dirty;
 	uint64_t dirty_bytes;
@@ -94,23 +94,22 @@ static inline bool memory_holds(const struct guest_memory *memory, const void *a
  * of the `length` bytes from there on lie in the same region. `hint` is the
  * caller's own: the region that was found last.
  */
-static inline uint8_t *memory_at(const struct guest_memory *memory, uint32_t *hint, uint64_t gpa,
-				 uint64_t length, uint64_t *run)
+static inline uint8_t *memory_at(const struct guest_memory *memory,
+				 const struct memory_region **hint, uint64_t gpa, uint64_t length,
+				 uint64_t *run)
 {
-	const struct memory_region *region = &memory->regions[*hint];
+	const struct memory_region *region = *hint;
 	uint64_t offset = gpa - region->gpa;
-	uint32_t i;
 
 	if (seldom(offset >= region->size)) {
-		for (i = 0; i < memory->count; i++) {
-			region = &memory->regions[i];
+		for (region = memory->regions; region->size; region++) {
 			offset = gpa - region->gpa;
 			if (offset < region->size)
 				break;
 		}
-		if (i == memory->count)
+		if (!region->size)
 			return NULL;
-		*hint = i;
+		*hint = region;
 	}
 	*run = region->size - offset < length ? region->size - offset : length;
 	return region->address + offset;
@@ -128,11 +127,11 @@ static inline uint16_t load16_acquire(const void *from)
 	return __atomic_load_n((const uint16_t *)from, __ATOMIC_ACQUIRE);
 }
 
+/* An indirect table may lie at any address, an entry of the used ring at any multiple of 4. */
+typedef uint64_t __attribute__((aligned(1), may_alias)) loose64;
+
 static inline uint64_t load64(const void *from)
 {
-	/* An indirect table may lie at any address. */
-	typedef uint64_t __attribute__((aligned(1), may_alias)) loose64;
-
 	return *(const volatile loose64 *)from;
 }
 
@@ -178,6 +177,14 @@ static inline void store32(const struct guest_memory *memory, void *to, uint32_t
 {
 	__atomic_store_n((uint32_t *)to, value, __ATOMIC_RELAXED);
 	memory_mark(memory, to, 4);
+}
+
+/* Two words at once; nobody looks at them before an index says that they are there. */
+static inline void store32x2(const struct guest_memory *memory, void *to, uint32_t first,
+			     uint32_t second)
+{
+	*(volatile loose64 *)to = first | (uint64_t)second << 32;
+	memory_mark(memory, to, 8);
 }
 
 /* Copy into a chain's pieces, `skip` bytes from their start; return how much fitted. */

@@ -100,7 +100,7 @@ struct vring {
 	struct ring_used *used;
 	struct inflight_log *log;	/* NULL: nobody replays */
 	uint64_t counter;
-	uint32_t hint;
+	const struct memory_region *region;	/* found last */
 	uint16_t size;
 	uint16_t mask;
 	uint16_t next_avail;	/* the next to take */
@@ -188,6 +188,7 @@ static inline bool vring_init(struct vring *ring, const struct guest_memory *mem
 	    !memory_holds(memory, used, ring_used_bytes(size)))
 		return false;
 	ring->memory = memory;
+	ring->region = memory->regions;
 	ring->desc = desc;
 	ring->avail = avail;
 	ring->used = used;
@@ -287,102 +288,159 @@ static inline void vring_retire_log(struct vring *ring)
 
 /* ---- taking chains */
 
+/* Where a walk through a chain is; it all stays in registers. */
 struct ring_walk {
 	const uint8_t *table;
 	uint32_t entries;
 	uint32_t left;
+	const struct memory_region *region;	/* found last */
+	uint32_t count;		/* of pieces, and of those how many came before the first to write */
+	uint32_t out_count;
+	uint64_t bytes;		/* the same of bytes */
+	uint64_t out_bytes;
 };
 
-/* Append one descriptor's buffer to the chain, cut where memory regions meet. */
-static inline int ring_append(struct vring *ring, struct ring_chain *chain, uint64_t gpa,
-			      uint32_t length, bool write)
+/* Take the rest of a buffer that goes on in other memory regions; our address of where it is. */
+static __attribute__((noinline, cold)) enum ring_fault
+ring_append_rest(const struct guest_memory *memory, struct iovec *pieces,
+		 const struct memory_region **hint, uint32_t *count, uint64_t gpa, uint64_t left)
 {
-	uint32_t count = chain->out_count + chain->in_count;
-	uint64_t left = length, run;
-
-	if (seldom(!length))
-		return ring_break(ring, RING_EMPTY_BUFFER);
-	if (seldom(!write && chain->in_count))
-		return ring_break(ring, RING_ORDER);
 	while (left) {
-		uint8_t *address = memory_at(ring->memory, &ring->hint, gpa, left, &run);
+		uint64_t run;
+		uint8_t *address = memory_at(memory, hint, gpa, left, &run);
 
-		if (seldom(!address))
-			return ring_break(ring, RING_ADDRESS);
-		if (seldom(count == RING_MAX_PIECES))
-			return ring_break(ring, RING_TOO_LONG);
-		chain->pieces[count].iov_base = address;
-		chain->pieces[count++].iov_len = run;
-		if (write)
-			chain->in_count++;
-		else
-			chain->out_count++;
+		if (!address)
+			return RING_ADDRESS;
+		if (*count == RING_MAX_PIECES)
+			return RING_TOO_LONG;
+		pieces[*count].iov_base = address;
+		pieces[(*count)++].iov_len = run;
 		gpa += run;
 		left -= run;
 	}
-	if (write)
-		chain->in_bytes += length;
-	else
-		chain->out_bytes += length;
-	if (seldom(chain->in_bytes + chain->out_bytes > UINT32_MAX))
-		return ring_break(ring, RING_TOO_BIG);
-	return 0;
+	return RING_SOUND;
+}
+
+/* Append one descriptor's buffer to the chain, cut where memory regions meet. */
+static inline __attribute__((always_inline)) enum ring_fault
+ring_append(const struct guest_memory *memory, struct iovec *pieces, struct ring_walk *walk,
+	    uint64_t gpa, uint32_t length)
+{
+	const struct memory_region *region = walk->region;
+	uint64_t offset = gpa - region->gpa;
+
+	if (seldom(!length))
+		return RING_EMPTY_BUFFER;
+	walk->bytes += length;
+	if (seldom(offset >= region->size || region->size - offset < length)) {
+		const struct memory_region *hint = walk->region;
+		uint32_t count = walk->count;
+		enum ring_fault fault =
+			ring_append_rest(memory, pieces, &hint, &count, gpa, length);
+
+		walk->region = hint;
+		walk->count = count;
+		return fault;
+	}
+	if (seldom(walk->count == RING_MAX_PIECES))
+		return RING_TOO_LONG;
+	pieces[walk->count].iov_base = region->address + offset;
+	pieces[walk->count].iov_len = length;
+	walk->count++;
+	return RING_SOUND;
 }
 
 /* Go from the ring's table into an indirect one (2.7.5.3). */
-static inline int ring_enter_indirect(struct vring *ring, struct ring_walk *walk, uint64_t gpa,
-				      uint32_t length, uint16_t flags)
+static inline enum ring_fault ring_enter_indirect(const struct vring *ring, struct ring_walk *walk,
+						  uint64_t gpa, uint32_t length, uint16_t flags)
 {
+	const struct memory_region *hint = walk->region;
 	uint64_t run;
 
 	if (!ring->indirect || !length || length % 16 || length / 16 > RING_MAX_PIECES)
-		return ring_break(ring, RING_INDIRECT_TABLE);
+		return RING_INDIRECT_TABLE;
 	if (flags & DESC_NEXT)
-		return ring_break(ring, RING_INDIRECT_NESTED);
-	walk->table = memory_at(ring->memory, &ring->hint, gpa, length, &run);
+		return RING_INDIRECT_NESTED;
+	walk->table = memory_at(ring->memory, &hint, gpa, length, &run);
 	if (!walk->table || run != length)
-		return ring_break(ring, RING_INDIRECT_TABLE);
+		return RING_INDIRECT_TABLE;
+	walk->region = hint;
 	walk->entries = walk->left = length / 16;
-	return 0;
+	return RING_SOUND;
+}
+
+static inline __attribute__((always_inline)) enum ring_fault
+ring_collect(const struct vring *ring, struct iovec *pieces, struct ring_walk *walk, uint32_t i)
+{
+	const struct guest_memory *memory = ring->memory;
+	bool in_indirect = false, writable = false;
+
+	for (;;) {
+		const uint8_t *at = walk->table + 16 * (uint64_t)i;
+		enum ring_fault fault;
+		uint64_t gpa, rest;
+		uint16_t flags;
+
+		if (seldom(i >= walk->entries))
+			return RING_HEAD_RANGE;
+		if (seldom(!walk->left--))
+			return RING_LOOP;
+		gpa = load64(at);
+		rest = load64(at + 8);
+		flags = rest >> 32;
+		if (flags & DESC_INDIRECT) {
+			if (in_indirect || walk->count)
+				return RING_INDIRECT_NESTED;
+			fault = ring_enter_indirect(ring, walk, gpa, (uint32_t)rest, flags);
+			if (fault)
+				return fault;
+			in_indirect = true;
+			i = 0;
+			continue;
+		}
+		if (flags & DESC_WRITE) {
+			if (!writable) {
+				walk->out_count = walk->count;
+				walk->out_bytes = walk->bytes;
+			}
+			writable = true;
+		} else if (seldom(writable)) {
+			return RING_ORDER;
+		}
+		fault = ring_append(memory, pieces, walk, gpa, (uint32_t)rest);
+		if (seldom(fault))
+			return fault;
+		if (!(flags & DESC_NEXT))
+			break;
+		i = rest >> 48;
+	}
+	if (!writable) {
+		walk->out_count = walk->count;
+		walk->out_bytes = walk->bytes;
+	}
+	return seldom(walk->bytes > UINT32_MAX) ? RING_TOO_BIG : RING_SOUND;
 }
 
 /* Collect the chain that begins at `head`: 0, or -1 and the ring is broken. */
 static inline int vring_walk(struct vring *ring, uint16_t head, struct ring_chain *chain)
 {
-	struct ring_walk walk = { (const uint8_t *)ring->desc, ring->size, ring->size };
-	bool in_indirect = false;
-	uint32_t i = head;
+	struct ring_walk walk = {
+		.table = (const uint8_t *)ring->desc,
+		.entries = ring->size,
+		.left = ring->size,
+		.region = ring->region,
+	};
+	enum ring_fault fault = ring_collect(ring, chain->pieces, &walk, head);
 
+	if (seldom(fault))
+		return ring_break(ring, fault);
+	ring->region = walk.region;
 	chain->head = head;
-	chain->out_count = chain->in_count = 0;
-	chain->out_bytes = chain->in_bytes = 0;
-	for (;;) {
-		const uint8_t *at = walk.table + 16 * (uint64_t)i;
-		uint64_t gpa, rest;
-		uint16_t flags;
-
-		if (seldom(i >= walk.entries))
-			return ring_break(ring, RING_HEAD_RANGE);
-		if (seldom(!walk.left--))
-			return ring_break(ring, RING_LOOP);
-		gpa = load64(at);
-		rest = load64(at + 8);
-		flags = rest >> 32;
-		if (flags & DESC_INDIRECT) {
-			if (in_indirect || chain->out_count || chain->in_count)
-				return ring_break(ring, RING_INDIRECT_NESTED);
-			if (ring_enter_indirect(ring, &walk, gpa, (uint32_t)rest, flags))
-				return -1;
-			in_indirect = true;
-			i = 0;
-			continue;
-		}
-		if (ring_append(ring, chain, gpa, (uint32_t)rest, flags & DESC_WRITE))
-			return -1;
-		if (!(flags & DESC_NEXT))
-			return 0;
-		i = rest >> 48;
-	}
+	chain->out_count = walk.out_count;
+	chain->in_count = walk.count - walk.out_count;
+	chain->out_bytes = walk.out_bytes;
+	chain->in_bytes = walk.bytes - walk.out_bytes;
+	return 0;
 }
 
 /* Say whether the driver has made something available; it may also have broken the ring. */
@@ -443,8 +501,7 @@ static inline void vring_push(struct vring *ring, uint16_t head, uint32_t writte
 {
 	struct ring_used_entry *entry = &ring->used->ring[ring->used_index & ring->mask];
 
-	store32(ring->memory, &entry->head, head);
-	store32(ring->memory, &entry->written, written);
+	store32x2(ring->memory, entry, head, written);
 	if (ring->log) {
 		ring->log->desc[head].next = ring->log->last_batch_head;
 		ring->log->last_batch_head = head;
