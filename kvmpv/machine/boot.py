@@ -9,8 +9,8 @@ import os
 import struct
 
 from kvmpv import __version__, abi
+from kvmpv.abi import address_map
 from kvmpv.errors import BadInput
-from kvmpv.machine import layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,19 +60,19 @@ class BootInfo:
 def write_boot_structures(memory: GuestMemory, kernel: Kernel, info: BootInfo) -> None:
     """Write all that lies below 1 MiB at entry."""
     cmdline = info.cmdline + b"\0"
-    if len(cmdline) > layout.CMDLINE_MAX:
+    if len(cmdline) > address_map.CMDLINE_MAX:
         raise BadInput(
             f"the command line has {len(info.cmdline)} bytes",
-            hint=f"a guest takes at most {layout.CMDLINE_MAX - 1}",
+            hint=f"a guest takes at most {address_map.CMDLINE_MAX - 1}",
         )
-    memory_map = layout.memory_map(memory.size)
-    memory.write(layout.CMDLINE, cmdline)
-    memory.write(layout.GDT, GDT_ENTRIES)
+    memory_map = address_map.memory_map(memory.size)
+    memory.write(address_map.CMDLINE, cmdline)
+    memory.write(address_map.GDT, GDT_ENTRIES)
     write_page_tables(memory)
     _write_boot_params(memory, kernel, info, memory_map)
-    memory.write(layout.MEMORY_MAP, abi.pack_memory_map(memory_map))
-    memory.write(layout.APIC_IDS, abi.pack_apic_ids(info.apic_ids))
-    memory.write(layout.START_INFO, _start_info(info, len(memory_map)))
+    memory.write(address_map.MEMORY_MAP, abi.pack_memory_map(memory_map))
+    memory.write(address_map.APIC_IDS, abi.pack_apic_ids(info.apic_ids))
+    memory.write(address_map.START_INFO, _start_info(info, len(memory_map)))
 
 
 def _start_info(info: BootInfo, memory_count: int) -> bytes:
@@ -81,10 +81,10 @@ def _start_info(info: BootInfo, memory_count: int) -> bytes:
     record.timer_khz = TIMER_KHZ
     record.boot_vcpus = info.boot_vcpus
     record.max_vcpus = len(info.apic_ids)
-    record.apic_ids = layout.APIC_IDS
-    record.memory = layout.MEMORY_MAP
+    record.apic_ids = address_map.APIC_IDS
+    record.memory = address_map.MEMORY_MAP
     record.memory_count = memory_count
-    record.cmdline = layout.CMDLINE
+    record.cmdline = address_map.CMDLINE
     record.cmdline_size = len(info.cmdline) + 1
     record.initrd = info.initrd
     record.initrd_size = info.initrd_size
@@ -98,25 +98,25 @@ def _start_info(info: BootInfo, memory_count: int) -> bytes:
 def _write_boot_params(
     memory: GuestMemory, kernel: Kernel, info: BootInfo, memory_map: list[tuple[int, int, int]]
 ) -> None:
-    page = bytearray(layout.PAGE)
+    page = bytearray(address_map.PAGE)
     page[0x1F1 : 0x1F1 + len(kernel.setup_header)] = kernel.setup_header
     page[0x202:0x206] = b"HdrS"
     page[0x210] = LOADER_TYPE_UNDEFINED
     page[E820_COUNT] = len(memory_map)
     for index, entry in enumerate(memory_map):
         E820_ENTRY.pack_into(page, E820_TABLE + index * E820_ENTRY.size, *entry)
-    struct.pack_into("<I", page, 0x228, layout.CMDLINE)
+    struct.pack_into("<I", page, 0x228, address_map.CMDLINE)
     struct.pack_into("<II", page, 0x218, info.initrd, info.initrd_size)
-    memory.write(layout.BOOT_PARAMS, page)
+    memory.write(address_map.BOOT_PARAMS, page)
 
 
 def write_page_tables(memory: GuestMemory) -> None:
     """Map the first 4 GiB onto themselves with pages of 2 MiB, as a guest finds them at entry."""
-    upper = layout.PAGE_TABLES + layout.PAGE
-    directories = upper + layout.PAGE
-    memory.write(layout.PAGE_TABLES, struct.pack("<Q", upper | PRESENT_WRITABLE))
-    tables = (directories + i * layout.PAGE | PRESENT_WRITABLE for i in range(4))
+    upper = address_map.PAGE_TABLES + address_map.PAGE
+    directories = upper + address_map.PAGE
+    memory.write(address_map.PAGE_TABLES, struct.pack("<Q", upper | PRESENT_WRITABLE))
+    tables = (directories + i * address_map.PAGE | PRESENT_WRITABLE for i in range(4))
     memory.write(upper, struct.pack("<4Q", *tables))
     flags = PRESENT_WRITABLE | LARGE_PAGE
-    entries = range(flags, 4 * layout.GIB + flags, 2 * layout.MIB)
+    entries = range(flags, 4 * address_map.GIB + flags, 2 * address_map.MIB)
     memory.write(directories, struct.pack("<2048Q", *entries))

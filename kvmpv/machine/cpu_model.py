@@ -7,9 +7,9 @@ volume 3, appendix E, for the topology leaves.
 from __future__ import annotations
 
 from kvmpv import abi
+from kvmpv.abi import address_map
 from kvmpv.errors import BadInput
 from kvmpv.kvm import CpuidEntry, cpuid
-from kvmpv.machine import layout
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def guest_entries(
     )  # fmt: skip
     gate = abi.GATE_PORT | abi.GATE_PORT_NUMBER << 16
     cpuid.put(entries, CpuidEntry(abi.CPUID_FEATURES, 0, 0, abi.VERSION, features, 0, gate))
-    start, size = layout.START_INFO, abi.START_INFO.size
+    start, size = address_map.START_INFO, abi.START_INFO.size
     cpuid.put(entries, CpuidEntry(abi.CPUID_START, 0, 0, start & 0xFFFFFFFF, start >> 32, size, 0))
     return entries
 

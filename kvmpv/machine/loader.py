@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import struct
 
+from kvmpv.abi.address_map import GAP_START, HIGH_RAM, MIB, PAGE
 from kvmpv.errors import BadInput
-from kvmpv.machine.layout import GAP_START, HIGH_RAM, MIB, PAGE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ import _thread
 import os
 
 from kvmpv import abi
+from kvmpv.abi import address_map
 from kvmpv.errors import KvmError
 from kvmpv.kvm import Segment, Sregs, Table, exits, uapi
-from kvmpv.machine import cpu_model, layout
+from kvmpv.machine import cpu_model
 from kvmpv.machine.boot import GDT_ENTRIES, BootInfo, write_boot_structures
 from kvmpv.machine.loader import load_initrd, load_kernel
 from kvmpv.machine.processor import Processor
@@ -69,7 +70,7 @@ class Machine:
     def _set_intel_addresses(self) -> None:
         # Needed by KVM on Intel processors without unrestricted guest mode; harmless elsewhere.
         self.vm.set_identity_map_address(IDENTITY_MAP)
-        self.vm.set_tss_address(IDENTITY_MAP + layout.PAGE)
+        self.vm.set_tss_address(IDENTITY_MAP + address_map.PAGE)
 
     def _create(self, index: int) -> Processor:
         vcpu = self.vm.create_vcpu(index)
@@ -86,16 +87,20 @@ class Machine:
         Raises BadInput when they cannot be loaded.
         """
         loaded = load_kernel(self.memory, kernel)
-        self.loaded = [(layout.HIGH_RAM, loaded.end - layout.HIGH_RAM)]
+        self.loaded = [(address_map.HIGH_RAM, loaded.end - address_map.HIGH_RAM)]
         if initrd >= 0:
             info.initrd, info.initrd_size = load_initrd(self.memory, initrd, loaded)
             self.loaded.append((info.initrd, info.initrd_size))
         vcpu = self._boot.vcpu
         info.tsc_khz = vcpu.tsc_khz()
         write_boot_structures(self.memory, loaded, info)
-        vcpu.set_sregs(flat_state(self._boot.reset_sregs, CR0, layout.PAGE_TABLES, CR4, EFER))
+        vcpu.set_sregs(flat_state(self._boot.reset_sregs, CR0, address_map.PAGE_TABLES, CR4, EFER))
         vcpu.set_regs(
-            rip=loaded.entry, rflags=RFLAGS, rsi=layout.BOOT_PARAMS, rdi=layout.START_INFO, rsp=0
+            rip=loaded.entry,
+            rflags=RFLAGS,
+            rsi=address_map.BOOT_PARAMS,
+            rdi=address_map.START_INFO,
+            rsp=0,
         )
 
     def start(self) -> None:
@@ -209,7 +214,7 @@ def flat_state(reset: Sregs, cr0: int, cr3: int, cr4: int, efer: int) -> Sregs:
     data = Segment.flat_data()
     sregs.cs = Segment.flat_code64()
     sregs.ds = sregs.es = sregs.fs = sregs.gs = sregs.ss = data
-    sregs.gdt = Table(layout.GDT, len(GDT_ENTRIES) - 1)
+    sregs.gdt = Table(address_map.GDT, len(GDT_ENTRIES) - 1)
     sregs.idt = Table(0, 0)
     sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = cr0, cr3, cr4, efer
     return sregs

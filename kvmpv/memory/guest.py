@@ -6,11 +6,11 @@ not RAM, wraps, or crosses from one region into the next.
 
 from __future__ import annotations
 
-import fcntl
 import os
 
 from kvmpv.errors import BadInput, HostError
 from kvmpv.memory import _map
+from kvmpv.memory.memfd import is_sealed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,23 +23,6 @@ MADV_REMOVE: Final = 9
 MADV_HUGEPAGE: Final = 14
 MADV_COLLAPSE: Final = 25  # since Linux 6.1
 
-SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-
-
-def create_memfd(name: str, size: int) -> int:
-    """Create a memfd of ``size`` bytes whose size can no more change; return its descriptor.
-
-    A backend that maps it could otherwise be killed by a SIGBUS whenever the other side truncates.
-    """
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-    except OSError as error:
-        os.close(fd)
-        raise HostError(f"cannot make guest memory of {size} bytes: {error.strerror}") from error
-    return fd
-
 
 class Region:
     """A piece of guest RAM: ``[gpa, gpa + size)``, backed by ``fd`` from ``offset`` on."""
@@ -47,7 +30,7 @@ class Region:
     __slots__ = ("_view", "address", "fd", "gpa", "offset", "size")
 
     def __init__(self, gpa: int, size: int, fd: int, offset: int) -> None:
-        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & SEALS != SEALS:
+        if not is_sealed(fd):
             raise BadInput("guest memory is not sealed", hint="add F_SEAL_SHRINK, GROW and SEAL")
         self.gpa = gpa
         self.size = size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from kvmpv.abi.address_map import CMDLINE_MAX, MAX_VCPUS, MEMORY_MIN, MIB
 from kvmpv.errors import BadInput
 from kvmpv.toolstack.options import BY_FLAG, BY_NAME, OPTIONS
 
@@ -14,10 +15,6 @@ if TYPE_CHECKING:
 
     from kvmpv.toolstack.devices import Device
 
-MIB: Final = 1 << 20
-MEMORY_MIN: Final = 2 * MIB
-MAX_VCPUS: Final = 254
-CMDLINE_MAX: Final = 2047
 NAME_MAX: Final = 63
 NAME_CHARACTERS: Final = frozenset(
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
@@ -178,7 +175,7 @@ def _check(config: DomainConfig) -> None:
         )
     if "\n" in config.cmdline:
         raise BadInput("the command line has a line break in it", hint="take it out")
-    room = CMDLINE_MAX - 64  # what we put before it, and for --exec behind
+    room = CMDLINE_MAX - 65  # its NUL, what we put before it, and for --exec behind
     if len(os.fsencode(config.cmdline)) > room:
         length = len(os.fsencode(config.cmdline))
         raise BadInput(f"the command line has {length} bytes", hint=f"at most {room} are possible")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import _socket
-import fcntl
 import os
 import sys
 import time
 
+from kvmpv.abi import address_map
 from kvmpv.errors import BadInput, HostError
+from kvmpv.memory.memfd import create_memfd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,12 +21,9 @@ else:
     import _signal as signal  # signal itself imports enum, which takes a third of our start
 
 PROGRAM: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "vmm", "__main__.py")
-SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 S_IFMT: Final = 0o170000
 S_IFDIR: Final = 0o040000
 S_IFREG: Final = 0o100000
-GAP_START: Final = 3 << 30  # where RAM below 4 GiB ends: docs/abi/boot.md
-GAP_END: Final = 4 << 30
 
 KVM_REMEDIES: Final = {
     2: "load it with 'modprobe kvm_amd' or 'modprobe kvm_intel', or use scripts/devbox",
@@ -50,20 +48,11 @@ class Descriptors:
 
     def give_memory(self, size: int) -> None:
         """Hand guest memory over, in one sealed memfd."""
-        fd = os.memfd_create("kvmpv-guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        self.fds["memory"] = fd
-        try:
-            os.ftruncate(fd, size)
-            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-        except OSError as error:
-            raise HostError(
-                f"cannot make {size} bytes of guest memory: {error.strerror}",
-                hint="give it less: --memory",
-            ) from None
-        below = min(size, GAP_START)
-        self.words.append(f"memory=0:{below:#x}:{fd}:0")
-        if size > below:
-            self.words.append(f"memory={GAP_END:#x}:{size - below:#x}:{fd}:{below:#x}")
+        fd = self.fds["memory"] = create_memfd("kvmpv-guest", size)
+        offset = 0
+        for gpa, length in address_map.regions(size):
+            self.words.append(f"memory={gpa:#x}:{length:#x}:{fd}:{offset:#x}")
+            offset += length
 
     def actions(self) -> list[tuple[int, int, int]]:
         """Return posix_spawn's file actions: a dup2 onto itself makes a descriptor inherited."""

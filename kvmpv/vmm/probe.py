@@ -11,9 +11,10 @@ sys.path.insert(0, __file__.rsplit("/", 3)[0])
 import time
 
 from kvmpv import memory
+from kvmpv.abi import address_map
 from kvmpv.errors import KvmpvError
 from kvmpv.kvm import System, exits, uapi
-from kvmpv.machine import boot, layout
+from kvmpv.machine import boot
 from kvmpv.machine.machine import CR0, CR4, EFER, RFLAGS, flat_state
 
 PORT = 0x10
@@ -47,7 +48,7 @@ def run_code(system: System, ram: memory.GuestMemory, code: bytes) -> tuple[str,
     """Run code in 64-bit kernel mode up to its ``out``; return how it ended, and the seconds."""
     ram.clear()
     boot.write_page_tables(ram)
-    ram.write(layout.GDT, boot.GDT_ENTRIES)
+    ram.write(address_map.GDT, boot.GDT_ENTRIES)
     ram.write(CODE, code)
     # IDT entry 3: an interrupt gate to an "out", right behind the table.
     handler = DATA + 0x1100
@@ -60,7 +61,7 @@ def run_code(system: System, ram: memory.GuestMemory, code: bytes) -> tuple[str,
         vm.set_memory_slot(0, 0, region.size, region.address)
         with vm.create_vcpu(0) as vcpu:
             vcpu.set_cpuid(system.supported_cpuid())
-            sregs = flat_state(vcpu.sregs(), CR0, layout.PAGE_TABLES, CR4 | 3 << 9, EFER)
+            sregs = flat_state(vcpu.sregs(), CR0, address_map.PAGE_TABLES, CR4 | 3 << 9, EFER)
             sregs.idt.base, sregs.idt.limit = DATA + 0x1000, 0xFF
             vcpu.set_sregs(sregs)
             vcpu.set_regs(rip=CODE, rsp=DATA + 0x800, rflags=RFLAGS)
@@ -79,8 +80,8 @@ def main(fd: int) -> None:
     missing = [name for name, cap in CAPABILITIES.items() if not system.check_extension(cap)]
     print(f"missing={' '.join(missing)}")
     print(f"max_vcpus={system.check_extension(uapi.KVM_CAP_MAX_VCPUS)}")
-    guest_fd = memory.create_memfd("kvmpv-probe", layout.MEMORY_MIN)
-    with memory.map_regions([(0, layout.MEMORY_MIN, guest_fd, 0)]) as ram:
+    guest_fd = memory.create_memfd("kvmpv-probe", address_map.MEMORY_MIN)
+    with memory.map_regions([(0, address_map.MEMORY_MIN, guest_fd, 0)]) as ram:
         outcome, _ = run_code(system, ram, bytes.fromhex("e610"))
         print(f"guest={outcome or 'ok'}")
         outcome, seconds = run_code(system, ram, LOOP)

@@ -24,7 +24,7 @@ LAYERS: dict[str, set[str]] = {
     "hostdev": set(),
     "dom0": {"dataplane", "virtio", "vhostuser", "hostnet"},
     "agent": set(),
-    "toolstack": {"agent", "abi", "hostnet", "hostdev"},
+    "toolstack": {"agent", "abi", "memory", "hostnet", "hostdev"},
     "images": {"agent"},
     "devbox": {"images", "agent"},
     "cli": {"toolstack", "devbox", "images", "agent", "hostnet", "hostdev"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from kvmpv import abi
-from kvmpv.machine import layout
+from kvmpv.abi import address_map
 from tests.unit.abi import header
 
 TEXT = (header.ROOT / "docs/abi/boot.md").read_text()
@@ -19,20 +19,29 @@ def row(what: str) -> tuple[int, int | None]:
 
 
 def test_memory_table_is_the_loaders() -> None:
-    assert row("GDT") == (layout.GDT, None)
-    assert row("`boot_params`") == (layout.BOOT_PARAMS, layout.BOOT_PARAMS + layout.PAGE)
-    assert row("page tables") == (layout.PAGE_TABLES, layout.PAGE_TABLES + 6 * layout.PAGE)
-    assert row("command line") == (layout.CMDLINE, layout.CMDLINE + layout.CMDLINE_MAX)
-    assert row("reserved: start info") == (layout.LOW_RAM_END, layout.RESERVED_END)
-    assert layout.START_INFO == layout.LOW_RAM_END
-    assert layout.MEMORY_MAP < layout.RESERVED_END
+    assert row("GDT") == (address_map.GDT, None)
+    assert row("`boot_params`") == (
+        address_map.BOOT_PARAMS,
+        address_map.BOOT_PARAMS + address_map.PAGE,
+    )
+    assert row("page tables") == (
+        address_map.PAGE_TABLES,
+        address_map.PAGE_TABLES + 6 * address_map.PAGE,
+    )
+    assert row("command line") == (
+        address_map.CMDLINE,
+        address_map.CMDLINE + address_map.CMDLINE_MAX,
+    )
+    assert row("reserved: start info") == (address_map.LOW_RAM_END, address_map.RESERVED_END)
+    assert address_map.START_INFO == address_map.LOW_RAM_END
+    assert address_map.MEMORY_MAP < address_map.RESERVED_END
 
 
 def test_tables_of_the_largest_guest_fit_where_they_lie() -> None:
-    assert layout.START_INFO + abi.START_INFO.size <= layout.APIC_IDS
-    assert layout.APIC_IDS + 4 * layout.MAX_VCPUS <= layout.MEMORY_MAP
-    ranges = layout.memory_map(1 << 40)
-    assert layout.MEMORY_MAP + len(abi.pack_memory_map(ranges)) <= layout.RESERVED_END
+    assert address_map.START_INFO + abi.START_INFO.size <= address_map.APIC_IDS
+    assert address_map.APIC_IDS + 4 * address_map.MAX_VCPUS <= address_map.MEMORY_MAP
+    ranges = address_map.memory_map(1 << 40)
+    assert address_map.MEMORY_MAP + len(abi.pack_memory_map(ranges)) <= address_map.RESERVED_END
 
 
 def test_every_field_of_start_info_is_described() -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmpv import abi, memory
+from kvmpv.abi import address_map
 from kvmpv.errors import BadInput
-from kvmpv.machine import boot, layout
+from kvmpv.machine import boot
 from kvmpv.machine.loader import Kernel
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def write(ram: memory.GuestMemory, what: boot.BootInfo) -> None:
 
 def test_start_info_says_all(ram: memory.GuestMemory) -> None:
     write(ram, info())
-    values = abi.START_INFO.unpack(read(ram, layout.START_INFO, abi.START_INFO.size))
+    values = abi.START_INFO.unpack(read(ram, address_map.START_INFO, abi.START_INFO.size))
     found = dict(zip(abi.START_INFO.fields, values, strict=True))
     seed, version = found.pop("seed"), found.pop("hypervisor")
     assert found == {
@@ -60,11 +61,11 @@ def test_start_info_says_all(ram: memory.GuestMemory) -> None:
         "timer_khz": 1_000_000,
         "boot_vcpus": 2,
         "max_vcpus": 5,
-        "apic_ids": layout.APIC_IDS,
-        "memory": layout.MEMORY_MAP,
+        "apic_ids": address_map.APIC_IDS,
+        "memory": address_map.MEMORY_MAP,
         "memory_count": 3,
         "memory_size": abi.MEMORY_RANGE.size,
-        "cmdline": layout.CMDLINE,
+        "cmdline": address_map.CMDLINE,
         "cmdline_size": 15,
         "initrd": 0x300000,
         "initrd_size": 0x1234,
@@ -78,14 +79,16 @@ def test_start_info_says_all(ram: memory.GuestMemory) -> None:
 
 def test_what_start_info_points_to_is_there(ram: memory.GuestMemory) -> None:
     write(ram, info())
-    assert read(ram, layout.CMDLINE, 15) == b"loglevel=4 x=y\0"
-    assert struct.unpack("<5I", read(ram, layout.APIC_IDS, 20)) == (0, 1, 2, 3, 4)
-    entries = abi.MEMORY_RANGE.unpack_all(read(ram, layout.MEMORY_MAP, 3 * abi.MEMORY_RANGE.size))
-    assert [entry[:3] for entry in entries] == layout.memory_map(SIZE)
+    assert read(ram, address_map.CMDLINE, 15) == b"loglevel=4 x=y\0"
+    assert struct.unpack("<5I", read(ram, address_map.APIC_IDS, 20)) == (0, 1, 2, 3, 4)
+    entries = abi.MEMORY_RANGE.unpack_all(
+        read(ram, address_map.MEMORY_MAP, 3 * abi.MEMORY_RANGE.size)
+    )
+    assert [entry[:3] for entry in entries] == address_map.memory_map(SIZE)
 
 
 def test_every_boot_has_its_own_seed(ram: memory.GuestMemory) -> None:
-    at = layout.START_INFO + abi.START_INFO.offset["seed"]
+    at = address_map.START_INFO + abi.START_INFO.offset["seed"]
     seeds = []
     for _ in range(2):
         write(ram, info())
@@ -95,15 +98,15 @@ def test_every_boot_has_its_own_seed(ram: memory.GuestMemory) -> None:
 
 def test_boot_params_are_linuxs(ram: memory.GuestMemory) -> None:
     write(ram, info())
-    page = read(ram, layout.BOOT_PARAMS, layout.PAGE)
+    page = read(ram, address_map.BOOT_PARAMS, address_map.PAGE)
     assert page[0x202:0x206] == b"HdrS"
     assert page[0x206:0x210] == HEADER[0x206 - 0x1F1 : 0x210 - 0x1F1]
     assert page[0x210] == 0xFF
     assert struct.unpack_from("<III", page, 0x218) == (0x300000, 0x1234, HEADER_UNTOUCHED)
-    assert struct.unpack_from("<I", page, 0x228) == (layout.CMDLINE,)
+    assert struct.unpack_from("<I", page, 0x228) == (address_map.CMDLINE,)
     count = page[0x1E8]
     entries = [struct.unpack_from("<QQI", page, 0x2D0 + 20 * index) for index in range(count)]
-    assert entries == layout.memory_map(SIZE)
+    assert entries == address_map.memory_map(SIZE)
 
 
 HEADER_UNTOUCHED = struct.unpack_from("<I", HEADER, 0x220 - 0x1F1)[0]
@@ -116,12 +119,12 @@ def test_page_tables_map_four_gigabytes_onto_themselves(ram: memory.GuestMemory)
         return int.from_bytes(read(ram, table + 8 * index, 8), "little")
 
     for address in (0, 0x1234567, 0xC0000000, 0xFEE00000, 0xFFFFFFFF):
-        upper = entry(layout.PAGE_TABLES, address >> 39)
+        upper = entry(address_map.PAGE_TABLES, address >> 39)
         directory = entry(upper & ~0xFFF, address >> 30 & 511)
         page = entry(directory & ~0xFFF, address >> 21 & 511)
         assert page & 0x83 == 0x83  # present, writable, large
         assert page & ~0x1FFFFF == address & ~0x1FFFFF
-    assert entry(layout.PAGE_TABLES, 1) == 0
+    assert entry(address_map.PAGE_TABLES, 1) == 0
 
 
 @pytest.mark.parametrize(("length", "fits"), [(2047, True), (2048, False)])
@@ -131,7 +134,7 @@ def test_command_line_of_linuxs_length_fits(
     long = boot.BootInfo(b"x" * length, [0], 1)
     if fits:
         write(ram, long)
-        assert read(ram, layout.CMDLINE, 2048) == b"x" * 2047 + b"\0"
+        assert read(ram, address_map.CMDLINE, 2048) == b"x" * 2047 + b"\0"
     else:
         with pytest.raises(BadInput, match="the command line has 2048 bytes"):
             write(ram, long)

@@ -124,7 +124,7 @@ def test_size_of_sealed_memory_is_final() -> None:
 
 
 def test_memory_that_cannot_be_is_said_in_a_line() -> None:
-    with pytest.raises(HostError, match="cannot make guest memory"):
+    with pytest.raises(HostError, match="cannot make -1 bytes of guest memory"):
         memory.create_memfd("test", -1)
 
 

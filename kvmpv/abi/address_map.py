@@ -1,4 +1,4 @@
-"""The address map of a paravirtualised guest: where RAM lies and what the loader puts there.
+"""The address map of a paravirtualised guest, and its limits: where RAM lies, what is put there.
 
 docs/abi/boot.md shows the same map to guests' authors.
 """
