@@ -111,6 +111,7 @@ void live_sync(void);
 
 /* init.c: process 1 */
 extern int is_init;
+extern int ends_machine;	/* is process 1, or may tell it */
 extern int power_wanted;	/* POWER_*, 0 for none */
 void init_mount(void);
 void init_configure(void);
@@ -118,7 +119,7 @@ void init_start(void);
 int init_reaped(int pid, int status);
 int init_timeout(void);
 void init_tick(void);
-void power(int how) __attribute__((noreturn));
+void power(int how);
 long now_ms(void);
 
 extern sigset_t signals_handled;

@@ -19,7 +19,7 @@
 #define RESPAWN_MS 1000
 #define TERM_MS 500
 
-int is_init;
+int is_init, ends_machine;
 int power_wanted;
 
 const char *const default_env[] = {
@@ -225,9 +225,20 @@ static int wait_children(long until)
 	}
 }
 
+/* systemd(1), "Signals": halt.target, poweroff.target and reboot.target are started. */
+static void ask_systemd(int how)
+{
+	power_wanted = 0;
+	kill(1, SIGRTMIN + (how == POWER_REBOOT ? 5 : how == POWER_HALT ? 3 : 4));
+}
+
 /* Ends the machine as busybox init does: everything is told, then killed. */
 void power(int how)
 {
+	if (!is_init) {
+		ask_systemd(how);
+		return;
+	}
 	if (waitpid(-1, NULL, WNOHANG) >= 0 || errno != ECHILD) {
 		kill(-1, SIGTERM);
 		kill(-1, SIGHUP);	/* interactive shells mind nothing else */

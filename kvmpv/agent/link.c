@@ -154,7 +154,7 @@ static void fail(uint32_t code, const char *text)
 static void greet(const uint8_t *nonce)
 {
 	struct { uint16_t major, minor; uint32_t features, max_payload, max_sessions; } hello = {
-		PROTOCOL_MAJOR, PROTOCOL_MINOR, (uint32_t)is_init, MAX_PAYLOAD, MAX_SESSIONS,
+		PROTOCOL_MAJOR, PROTOCOL_MINOR, (uint32_t)ends_machine, MAX_PAYLOAD, MAX_SESSIONS,
 	};
 
 	session_reset();
@@ -190,7 +190,7 @@ static int connection_frame(const struct header *head, const uint8_t *payload)
 	case F_POWER:
 		if (head->length < 1 || payload[0] < POWER_OFF || payload[0] > POWER_HALT)
 			return -1;
-		if (is_init)
+		if (ends_machine)
 			power_wanted = payload[0];
 		return 0;
 	default:

@@ -4,6 +4,7 @@
  * agent --serve DEVICE [LIVE...]
  *                         serve a device (as process 1 too, all being mounted);
  *                         LIVE are folders that the peer's side changes too
+ * agent --service DEVICE  serve a device under systemd, which ends the machine
  * agent --fd NUMBER       serve a connected socket until it ends
  */
 #include "agent.h"
@@ -86,19 +87,22 @@ static void turn(void)
 
 int main(int argc, char **argv)
 {
-	is_init = getpid() == 1;
+	is_init = ends_machine = getpid() == 1;
 	if (argc == 3 && !strcmp(argv[1], "--fd")) {
 		link_use(atoi(argv[2]));
 	} else if (argc >= 3 && !strcmp(argv[1], "--serve")) {
 		link_open(argv[2]);
 		for (int i = 3; i < argc; i++)
 			live_add(argv[i]);
+	} else if (argc == 3 && !strcmp(argv[1], "--service")) {
+		link_open(argv[2]);
+		ends_machine = 1;
 	} else if (is_init) {
 		init_mount();
 		init_configure();
 		link_open(EXEC_DEVICE);
 	} else {
-		static const char usage[] = "usage: agent --serve DEVICE [LIVE...] | --fd NUMBER\n";
+		static const char usage[] = "usage: agent --serve DEVICE [LIVE...] | --service DEVICE | --fd NUMBER\n";
 
 		return write(2, usage, sizeof(usage) - 1) < 0 ? 2 : 2;
 	}
@@ -107,7 +111,7 @@ int main(int argc, char **argv)
 		init_start();
 	while (!link_gone || sessions_timeout() >= 0) {
 		turn();
-		if (power_wanted && is_init && link_flushed())
+		if (power_wanted && ends_machine && link_flushed())
 			power(power_wanted);
 	}
 	return 0;

@@ -137,7 +137,7 @@ static int run_frame(const struct header *head, const uint8_t *payload)
 		if (pid == -EPROTO)
 			return -1;
 		refuse(head->session, EXIT_NOT_STARTED, -pid);
-		if (run.flags & RUN_POWEROFF && is_init)
+		if (run.flags & RUN_POWEROFF && ends_machine)
 			power_wanted = POWER_OFF;
 		return 0;
 	}
@@ -354,7 +354,7 @@ static void finish(struct session *s)
 		return;
 	if (s->id)
 		link_send(F_EXIT, 0, s->id, &s->status, sizeof(s->status));
-	if (s->id && s->flags & RUN_POWEROFF && is_init)
+	if (s->id && s->flags & RUN_POWEROFF && ends_machine)
 		power_wanted = POWER_OFF;
 	release(s);
 }
