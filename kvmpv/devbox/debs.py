@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvmpv.errors import HostError
+from kvmpv.images.apt_sources import SOURCES, archive_source
 
-_SOURCES = Path("/etc/apt")
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def fetch(names: list[str], into: Path, *, suite: str = "", state: Path) -> list[Path]:
@@ -61,7 +63,7 @@ def private_options(state: Path, suite: str) -> list[str]:
     parts = state / "sources.d"
     for folder in (parts, state / "lists" / "partial", state / "cache" / "archives" / "partial"):
         folder.mkdir(parents=True, exist_ok=True)
-    (parts / "kvmpv.sources").write_text(archive_source(_SOURCES, suite))
+    (parts / "kvmpv.sources").write_text(archive_source(SOURCES, suite))
     return [
         "-o", "Dir::Etc::SourceList=/dev/null",
         "-o", f"Dir::Etc::SourceParts={parts}",
@@ -69,61 +71,6 @@ def private_options(state: Path, suite: str) -> list[str]:
         "-o", f"Dir::Cache={state / 'cache'}",
         "-o", "APT::Sandbox::User=",
     ]  # fmt: skip
-
-
-def archive_source(etc: Path, suite: str) -> str:
-    """Return a deb822 stanza for ``suite``: the machine's own Debian archive, other suite."""
-    release = suite.split("-")[0]
-    for stanza in _stanzas(etc):
-        if release in stanza.get("suites", "").split() and "deb" in stanza.get("types", "").split():
-            chosen = stanza | {"types": "deb", "suites": suite, "components": "main"}
-            return "".join(f"{key.title()}: {value}\n" for key, value in chosen.items())
-    raise HostError(
-        f"no Debian {release} archive among apt's sources", hint=f"see {etc}/sources.list.d"
-    )
-
-
-def _stanzas(etc: Path) -> list[dict[str, str]]:
-    """Read apt's sources, both the deb822 and the one-line form, as deb822 fields."""
-    found = []
-    for path in sorted((etc / "sources.list.d").glob("*.sources")):
-        for block in path.read_text().split("\n\n"):
-            found.append(_deb822(block))
-    lists = [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*.list"))]
-    for path in lists:
-        if path.is_file():
-            found += [s for line in path.read_text().splitlines() if (s := _one_line(line))]
-    return found
-
-
-def _deb822(block: str) -> dict[str, str]:
-    fields: dict[str, str] = {}
-    key = ""
-    for line in block.splitlines():
-        if line.startswith("#") or not line.strip():
-            continue
-        if line[0].isspace():
-            fields[key] += "\n" + line
-        else:
-            key, _, value = line.partition(":")
-            key = key.lower()
-            fields[key] = value.strip()
-    return fields
-
-
-def _one_line(line: str) -> dict[str, str]:
-    line = line.split("#")[0].strip()
-    if not line.startswith("deb "):
-        return {}
-    fields = {"types": "deb"}
-    rest = line[4:].strip()
-    if rest.startswith("["):
-        inner, _, rest = rest[1:].partition("]")
-        for option in inner.split():
-            key, _, value = option.partition("=")
-            fields[key.lower()] = value.replace(",", " ")
-    words = rest.split()
-    return fields | {"uris": words[0], "suites": words[1], "components": " ".join(words[2:])}
 
 
 def _apt(command: list[str], cwd: Path, failure: str) -> None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kvmpv.devbox import debs
 from kvmpv.errors import HostError
+from kvmpv.images import apt_sources
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +39,7 @@ def etc(tmp_path: Path, **files: str) -> Path:
 
 
 def test_the_archives_own_entry_is_taken_with_the_suite_replaced(tmp_path: Path) -> None:
-    found = debs.archive_source(etc(tmp_path, debian_sources=DEB822), "bookworm-backports")
+    found = apt_sources.archive_source(etc(tmp_path, debian_sources=DEB822), "bookworm-backports")
     assert found.splitlines() == [
         "Types: deb",
         "Uris: copy:/archive/debian",
@@ -50,7 +50,7 @@ def test_the_archives_own_entry_is_taken_with_the_suite_replaced(tmp_path: Path)
 
 
 def test_the_one_line_form_is_read_too(tmp_path: Path) -> None:
-    found = debs.archive_source(etc(tmp_path, extra_list=ONE_LINE), "bookworm-backports")
+    found = apt_sources.archive_source(etc(tmp_path, extra_list=ONE_LINE), "bookworm-backports")
     assert "Uris: copy:/one/debian\n" in found
     assert "Signed-By: /k.gpg\n" in found
     assert "Arch: amd64 i386\n" in found
@@ -58,4 +58,11 @@ def test_the_one_line_form_is_read_too(tmp_path: Path) -> None:
 
 def test_no_archive_is_one_line_and_a_hint(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="no Debian bookworm archive"):
-        debs.archive_source(etc(tmp_path), "bookworm-backports")
+        apt_sources.archive_source(etc(tmp_path), "bookworm-backports")
+
+
+def test_guest_gets_updates_where_the_machine_has_them(tmp_path: Path) -> None:
+    found = apt_sources.guest_sources(etc(tmp_path, debian_sources=DEB822), "bookworm")
+    suites = [line for line in found.splitlines() if line.startswith("Suites:")]
+    names = ["bookworm", "bookworm-updates", "bookworm-security"]
+    assert suites == [f"Suites: {name}" for name in names]
