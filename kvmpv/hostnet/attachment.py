@@ -49,6 +49,7 @@ def plan(domain: str, specs: Sequence[NetSpec]) -> None:
             tap.require(spec.target, spec.queues)
         elif spec.kind == "bridge":
             links.require_bridge(spec.target)
+            tap.require_right()
         elif spec.kind == "nat":
             from kvmpv.hostnet import nat
 
@@ -193,10 +194,14 @@ def settle(path: str, changed: Sequence[users.User]) -> None:
         from kvmpv.hostnet import nat
 
         nat.settle(path)
-    if any(user["antispoof"] for user in changed):
-        from kvmpv.hostnet import filters
+    for user in changed:
+        if user["antispoof"]:
+            from kvmpv.hostnet import filters
 
-        filters.settle(path)
+            if user.fd >= 0:
+                filters.watch(user, path)
+            else:
+                filters.unwatch(user["tap"])
 
 
 def sweep() -> None:
@@ -205,5 +210,5 @@ def sweep() -> None:
         return
     with users.Lock() as lock:
         dead = users.living(lock.path, sweep=True)[1]
-        if dead:
-            settle(lock.path, dead)
+        orphan = [users.User("", 0, {"kind": "nat"})]  # one that was killed while removing it
+        settle(lock.path, dead or orphan)

@@ -8,10 +8,10 @@ from __future__ import annotations
 import _socket
 import errno
 import fcntl
-import os
 import struct
 
 from kvmpv.errors import BadInput, HostError
+from kvmpv.hostnet import netlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,31 +28,34 @@ SIOCBRDELBR: Final = 0x89A1
 SIOCBRADDIF: Final = 0x89A2
 IFF_UP: Final = 1
 ARPHRD_ETHER: Final = 1
-NET: Final = "/sys/class/net"
 
 
 def exists(name: str) -> bool:
     """Tell whether there is an interface of that name."""
-    return os.path.exists(f"{NET}/{name}")
+    return netlink.find(name) is not None
 
 
 def require_bridge(name: str) -> None:
     """Raise ``BadInput`` unless there is a bridge of that name."""
-    if not exists(name):
+    found = netlink.find(name)
+    if found is None:
         hint = f"make it: ip link add {name} type bridge; or use --net nat"
         raise BadInput(f"there is no bridge {name}", hint=hint)
-    if not os.path.exists(f"{NET}/{name}/bridge"):
+    if found.kind != "bridge":
         hint = "give a bridge of Linux's own, or use --net nat"
         raise BadInput(f"the interface {name} is no bridge", hint=hint)
 
 
 def mtu(name: str) -> int:
     """Return an interface's MTU; raise ``HostError`` when it is gone."""
-    try:
-        with open(f"{NET}/{name}/mtu") as file:
-            return int(file.read())
-    except OSError:
-        raise HostError(f"the interface {name} is gone") from None
+    return _require(name).mtu
+
+
+def _require(name: str) -> netlink.Link:
+    found = netlink.find(name)
+    if found is None:
+        raise HostError(f"the interface {name} is gone")
+    return found
 
 
 def set_mtu(name: str, size: int) -> None:
@@ -68,26 +71,18 @@ def set_mac(name: str, mac: str) -> None:
 
 def set_up(name: str) -> None:
     """Switch an interface on."""
-    what = f"switch {name} on"
+    _change_flags(name, on=IFF_UP, what=f"switch {name} on")
+
+
+def _change_flags(name: str, what: str, *, on: int = 0, off: int = 0) -> None:
     flags = struct.unpack_from("H", _ioctl(name, SIOCGIFFLAGS, b"", what), 16)[0]
-    _ioctl(name, SIOCSIFFLAGS, struct.pack("H", flags | IFF_UP), what)
-
-
-def is_up(name: str) -> bool:
-    """Tell whether an interface is switched on."""
-    found = _ioctl(name, SIOCGIFFLAGS, b"", f"ask for {name}")
-    return bool(struct.unpack_from("H", found, 16)[0] & IFF_UP)
+    _ioctl(name, SIOCSIFFLAGS, struct.pack("H", flags & ~off | on), what)
 
 
 def add_port(bridge: str, port: str) -> None:
-    """Make an interface a port of a bridge; one that it is already stays."""
-    if os.path.exists(f"{NET}/{bridge}/brif/{port}"):
-        return
-    try:
-        index = _socket.if_nametoindex(port)
-    except OSError:
-        raise HostError(f"the interface {port} is gone") from None
-    _ioctl(bridge, SIOCBRADDIF, struct.pack("i", index), f"put {port} into the bridge {bridge}")
+    """Make an interface a port of a bridge."""
+    index = struct.pack("i", _require(port).index)
+    _ioctl(bridge, SIOCBRADDIF, index, f"put {port} into the bridge {bridge}")
 
 
 def make_bridge(name: str) -> bool:
@@ -105,8 +100,7 @@ def remove_bridge(name: str) -> None:
     """Remove a bridge, whatever its ports; one that is gone already is no error."""
     if exists(name):
         what = f"remove the bridge {name}"
-        flags = struct.unpack_from("H", _ioctl(name, SIOCGIFFLAGS, b"", what), 16)[0]
-        _ioctl(name, SIOCSIFFLAGS, struct.pack("H", flags & ~IFF_UP), what)
+        _change_flags(name, what, off=IFF_UP)
         _control(_socket.AF_INET, SIOCBRDELBR, struct.pack("16s", name.encode()), what)
 
 
@@ -122,10 +116,7 @@ def set_ipv4(name: str, address: str, prefix: int) -> None:
 
 def add_ipv6(name: str, address: str, prefix: int) -> None:
     """Give an interface an IPv6 address; one that it has already is no error."""
-    try:
-        index = _socket.if_nametoindex(name)
-    except OSError:
-        raise HostError(f"the interface {name} is gone") from None
+    index = _require(name).index
     value = _socket.inet_pton(_socket.AF_INET6, address) + struct.pack("=Ii", prefix, index)
     try:
         _control(_socket.AF_INET6, SIOCSIFADDR, value, f"give {name} the address {address}")

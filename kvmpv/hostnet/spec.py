@@ -155,6 +155,19 @@ def parse_forward(text: str) -> Forward:
     return Forward(protocol, host[0] if host else "", ports[0], ports[1])
 
 
+def is_host_name(text: str) -> bool:
+    """Tell whether a domain's name can be a host's (RFC 1123)."""
+    plain = text.replace("-", "").replace(".", "")
+    return (
+        plain.isascii()
+        and plain.isalnum()
+        and all(
+            part and len(part) < 64 and part[0] != "-" and part[-1] != "-"
+            for part in text.split(".")
+        )
+    )
+
+
 def _set(spec: NetSpec, option: str) -> None:
     name, equals, value = option.partition("=")
     if name == "antispoof" and (not equals or value in ("on", "off")):

@@ -11,10 +11,13 @@ import os
 import struct
 
 from kvmpv.errors import BadInput, HostError
+from kvmpv.hostnet import netlink
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final
+
+    from kvmpv.hostnet.netlink import Link
 
 DEVICE: Final = "/dev/net/tun"
 TEMPLATE: Final = "kvtap%d"  # the kernel puts the first number there that is free
@@ -41,6 +44,7 @@ TUN_F_UFO: Final = 0x10
 TUN_F_USO4: Final = 0x20  # since Linux 6.2
 TUN_F_USO6: Final = 0x40
 
+CAP_NET_ADMIN: Final = 12
 VNET_HEADER: Final = 12  # struct virtio_net_hdr_v1, virtio 1.2 section 5.1.6
 
 IFREQ: Final = struct.Struct("16sH22x")
@@ -62,36 +66,32 @@ def open_named(name: str, queues: int) -> list[int]:
     Raise ``BadInput`` where there is none of that name, it is no tap, it is another user's, it is
     in use, or it has one queue only and more are wanted.
     """
-    require(name, queues)
-    multi_queue = bool(_flags_and_owner(name)[0] & IFF_MULTI_QUEUE)
-    return _open(name, queues, multi_queue)[1]
+    return _open(name, queues, require(name, queues).multi_queue)[1]
 
 
-def require(name: str, queues: int) -> None:
-    """Raise ``BadInput`` where ``open_named`` would, but open nothing."""
-    flags, owner = _flags_and_owner(name)
-    if owner not in (-1, os.geteuid()):
-        hint = f"take one that user {os.geteuid()} owns"
-        raise BadInput(f"the tap {name} belongs to user {owner}", hint=hint)
-    if queues > 1 and not flags & IFF_MULTI_QUEUE:
-        hint = f"ip tuntap add dev {name} mode tap multi_queue"
-        raise BadInput(f"the tap {name} was made with one queue only", hint=hint)
+def require_right() -> None:
+    """Raise ``HostError`` where this process may make no taps."""
+    with open("/proc/self/status") as file:
+        line = next(line for line in file if line.startswith("CapEff:"))
+    if not int(line.split()[1], 16) >> CAP_NET_ADMIN & 1:
+        raise HostError("this user has no right to make taps", hint=NO_RIGHT)
 
 
-def _flags_and_owner(name: str) -> tuple[int, int]:
+def require(name: str, queues: int) -> Link:
+    """Return the tap of that name; raise ``BadInput`` where ``open_named`` would."""
     remedy = f"ip tuntap add dev {name} mode tap multi_queue vnet_hdr user USER"
-    if not os.path.exists(f"/sys/class/net/{name}"):
+    found = netlink.find(name)
+    if found is None:
         raise BadInput(f"there is no tap {name}", hint=remedy)
-    try:
-        with open(f"/sys/class/net/{name}/tun_flags") as file:
-            flags = int(file.read(), 16)
-        with open(f"/sys/class/net/{name}/owner") as file:
-            owner = int(file.read())
-    except OSError:
-        raise BadInput(f"the interface {name} is no tap", hint=remedy) from None
-    if not flags & IFF_TAP:
-        raise BadInput(f"the interface {name} is a tun, no tap", hint=remedy)
-    return flags, owner
+    if not found.is_tap:
+        raise BadInput(f"the interface {name} is no tap", hint=remedy)
+    if found.owner not in (-1, os.geteuid()):
+        hint = f"take one that user {os.geteuid()} owns"
+        raise BadInput(f"the tap {name} belongs to user {found.owner}", hint=hint)
+    if queues > 1 and not found.multi_queue:
+        hint = f"ip tuntap add dev {name} mode tap multi_queue vnet_hdr"
+        raise BadInput(f"the tap {name} was made with one queue only", hint=hint)
+    return found
 
 
 def _open(name: str, queues: int, multi_queue: bool) -> tuple[str, list[int]]:

@@ -14,3 +14,27 @@ def require(name: str, package: str) -> str:
         if place and os.access(path, os.X_OK):
             return path
     raise HostError(f"there is no {name} on this host", hint=f"apt install {package}")
+
+
+def run(argv: list[str], stdin: bytes = b"") -> tuple[int, str]:
+    """Run a program to its end; return its status and all that it said.
+
+    What it says goes to a file in memory, so a daemon that keeps it open keeps nobody waiting.
+    """
+    given = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    said = os.memfd_create("stdout", os.MFD_CLOEXEC)
+    try:
+        os.pwrite(given, stdin, 0)
+        moves = [
+            (os.POSIX_SPAWN_DUP2, given, 0),
+            (os.POSIX_SPAWN_DUP2, said, 1),
+            (os.POSIX_SPAWN_DUP2, said, 2),
+        ]
+        environment = {**os.environ, "LC_ALL": "C"}
+        child = os.posix_spawn(argv[0], argv, environment, file_actions=moves, setsid=True)
+        _, status = os.waitpid(child, 0)
+        length = os.fstat(said).st_size
+        return os.waitstatus_to_exitcode(status), os.pread(said, length, 0).decode(errors="replace")
+    finally:
+        os.close(given)
+        os.close(said)

@@ -1,0 +1,184 @@
+"""dnsmasq, which gives the guests of a NAT network their addresses and names: dnsmasq(8)."""
+
+from __future__ import annotations
+
+import _socket
+import os
+import select
+import signal
+import time
+
+from kvmpv.errors import HostError
+from kvmpv.hostnet import tools
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
+
+PACKAGE: Final = "dnsmasq-base"
+FILES: Final = tuple(
+    f"dnsmasq.{kind}" for kind in ("conf", "pid", "leases", "log", "hosts", "cards")
+)
+STOP_TIMEOUT_MS: Final = 5000
+LEASE: Final = "1h"
+RA_INTERVAL: Final = 60  # seconds
+
+
+class Server:
+    """The dnsmasq of one network; its files lie in the network's folder."""
+
+    __slots__ = ("_folder",)
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def _path(self, kind: str) -> str:
+        return f"{self._folder}/dnsmasq.{kind}"
+
+    @property
+    def pid(self) -> int:
+        """The process that serves; 0 when there is none."""
+        try:
+            with open(self._path("pid")) as file:
+                pid = int(file.read())
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+        except (OSError, ValueError):
+            return 0
+        # The number may be another's by now.
+        return pid if f"--conf-file={self._path('conf')}".encode() in words else 0
+
+    def start(self, settings: Sequence[str]) -> None:
+        """Start it with these lines of configuration, unless it runs; it answers on return."""
+        if self.pid:
+            return
+        program = tools.require("dnsmasq", PACKAGE)
+        lines = [
+            *settings,
+            f"pid-file={self._path('pid')}",
+            f"dhcp-leasefile={self._path('leases')}",
+            f"dhcp-hostsfile={self._path('cards')}",
+            f"addn-hosts={self._path('hosts')}",
+            f"log-facility={self._path('log')}",
+        ]
+        for kind in ("cards", "hosts"):
+            _write(self._path(kind), "")
+        _write(self._path("conf"), "".join(f"{line}\n" for line in lines))
+        status, said = tools.run([program, f"--conf-file={self._path('conf')}"])
+        if status:
+            reason = said.strip().splitlines()[-1:] or [f"status {status}"]
+            raise HostError(f"dnsmasq does not start: {reason[0].strip()}", hint=HINT)
+
+    def serve(self, cards: str, hosts: str) -> None:
+        """Tell it which cards get which address, and which names there are."""
+        changed = [_write(self._path("cards"), cards), _write(self._path("hosts"), hosts)]
+        if any(changed) and (pid := self.pid):
+            os.kill(pid, signal.SIGHUP)
+
+    def leases(self) -> list[tuple[str, str, str]]:
+        """List what it has leased: MAC, address, name."""
+        try:
+            with open(self._path("leases")) as file:
+                rows = [line.split() for line in file]
+        except OSError:
+            return []
+        return [(row[1], row[2], row[3]) for row in rows if len(row) >= 4 and ":" in row[1]]
+
+    def stop(self) -> None:
+        """End it, wait for that, and remove its files."""
+        if pid := self.pid:
+            try:
+                process = os.pidfd_open(pid)
+            except ProcessLookupError:
+                process = -1
+            if process >= 0:
+                _end(process)
+                os.close(process)
+        for name in FILES:
+            try:
+                os.unlink(f"{self._folder}/{name}")
+            except FileNotFoundError:
+                pass
+
+
+HINT: Final = "is another DHCP or DNS server bound to all addresses?"
+
+
+def _end(process: int) -> None:
+    waiting = select.poll()
+    waiting.register(process, select.POLLIN)
+    for signo in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            signal.pidfd_send_signal(process, signo)
+        except ProcessLookupError:
+            return
+        if waiting.poll(STOP_TIMEOUT_MS):
+            return
+
+
+def settings(bridge: str, prefix: int, network: str, mtu: int) -> list[str]:
+    """Return the configuration for a bridge: DNS for all, DHCP for the cards that it is told."""
+    import pwd
+
+    try:
+        user = pwd.getpwnam("dnsmasq").pw_name
+    except KeyError:
+        user = "nobody"
+    mask = _socket.inet_ntoa(((0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF).to_bytes(4, "big"))
+    return [
+        f"interface={bridge}",
+        "except-interface=lo",
+        "bind-dynamic",
+        f"user={user}",
+        "no-hosts",  # the host's own are in a file of ours, without its loopback addresses
+        "domain-needed",
+        "dhcp-authoritative",
+        "dhcp-rapid-commit",
+        "no-ping",
+        f"dhcp-range={network},static,{mask},{LEASE}",
+        f"dhcp-option=option:mtu,{mtu}",
+        "quiet-dhcp",
+        "quiet-dhcp6",
+        "quiet-ra",
+    ]
+
+
+def settings_ipv6(bridge: str, prefix: str, mtu: int, *, routes: bool) -> list[str]:
+    """Return what announces an IPv6 prefix; ``routes`` says whether the host leads further."""
+    lifetime = RA_INTERVAL * 3 if routes else 0
+    return [
+        "enable-ra",
+        f"dhcp-range={prefix}::,ra-stateless,64,{LEASE}",
+        f"ra-param={bridge},mtu:{mtu},{RA_INTERVAL},{lifetime}",
+    ]
+
+
+def host_names(own_address: str) -> str:
+    """Return the names that this host knows, for its guests: none that means loopback."""
+    lines = [f"{own_address} {_socket.gethostname()}"]
+    try:
+        with open("/etc/hosts") as file:
+            for line in file:
+                words = line.partition("#")[0].split()
+                if len(words) > 1 and not words[0].startswith(("127.", "::1", "fe00:", "ff0")):
+                    lines.append(" ".join(words))
+    except OSError:
+        pass
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _write(path: str, text: str) -> bool:
+    """Replace a file's text; say whether it was another."""
+    try:
+        with open(path) as file:
+            if file.read() == text:
+                return False
+    except OSError:
+        pass
+    new = f"{path}.{time.monotonic_ns()}"
+    with open(new, "w") as file:
+        os.fchmod(file.fileno(), 0o644)
+        file.write(text)
+    os.rename(new, path)
+    return True

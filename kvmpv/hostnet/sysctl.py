@@ -1,0 +1,70 @@
+"""Settings of the kernel's network: changed where they must be, and put back as they were."""
+
+from __future__ import annotations
+
+import os
+
+from kvmpv.errors import HostError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+ROOT: Final = "/proc/sys"
+IPV4: Final = "net/ipv4/ip_forward"
+IPV6: Final = "net/ipv6/conf/all/forwarding"
+
+
+def get(key: str) -> str:
+    """Return a setting, or "" where this kernel has none of that name."""
+    try:
+        with open(f"{ROOT}/{key}") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def put(key: str, value: str) -> None:
+    """Change a setting; raise ``HostError`` where that is not allowed."""
+    try:
+        with open(f"{ROOT}/{key}", "w") as file:
+            file.write(value)
+    except OSError as error:
+        what = f"cannot set {key.replace('/', '.')} to {value}: {error.strerror}"
+        raise HostError(what, hint="set it yourself with sysctl, as root") from None
+
+
+def put_back(key: str, value: str) -> None:
+    """Change a setting back; one whose interface is gone needs nothing."""
+    if get(key):
+        put(key, value)
+
+
+def has_ipv6() -> bool:
+    """Tell whether this host speaks IPv6 at all."""
+    return get("net/ipv6/conf/all/disable_ipv6") == "0"
+
+
+def for_forwarding() -> dict[str, str]:
+    """Say which settings must change before this host forwards packets: the old values by key.
+
+    A host that forwards IPv6 takes no more router advertisements on interfaces with accept_ra 1,
+    and so would lose its own default route: there it must be 2.
+    """
+    old = {}
+    if get(IPV4) == "0":
+        old[IPV4] = "0"
+    if has_ipv6() and get(IPV6) == "0":
+        for interface in sorted(os.listdir(f"{ROOT}/net/ipv6/conf")):
+            key = f"net/ipv6/conf/{interface}/accept_ra"
+            if interface not in ("all", "default", "lo") and get(key) == "1":
+                old[key] = "1"
+        old[IPV6] = "0"
+    return old
+
+
+def forward(old: dict[str, str]) -> None:
+    """Make the changes that ``for_forwarding`` named."""
+    for key in old:
+        if get(key):
+            put(key, "2" if key.endswith("accept_ra") else "1")
