@@ -212,7 +212,9 @@ static inline int inflight_compare(const void *left, const void *right)
 {
 	const struct inflight_entry *a = left, *b = right;
 
-	return a->counter < b->counter ? -1 : a->counter > b->counter;
+	if (a->counter != b->counter)
+		return a->counter < b->counter ? -1 : 1;
+	return (int)a->head - (int)b->head;
 }
 
 /* Forget, in the log, the last `count` heads that were pushed. */
