@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kvmpv.hypercall.requests import Requests
     from kvmpv.hypercall.scheduling import Scheduling
     from kvmpv.hypercall.vcpus import Vcpus
+    from kvmpv.hypercall.virtio import VirtioTransport
 
     Handler = Callable[[int, int, int, int, int, int], int | None]
 
@@ -49,6 +50,7 @@ def handlers(
     requests: Requests,
     scheduling: Scheduling,
     vcpus: Vcpus,
+    virtio: VirtioTransport,
 ) -> dict[int, Handler]:
     """Return every call of the ABI by its number."""
     return {
@@ -72,4 +74,11 @@ def handlers(
         abi.HC_YIELD: scheduling.yield_,
         abi.HC_VCPU_UP: vcpus.up,
         abi.HC_VCPU_DOWN: vcpus.down,
+        abi.HC_VIRTIO_DEVICES: virtio.devices,
+        abi.HC_VIRTIO_OPEN: virtio.open,
+        abi.HC_VIRTIO_STATUS: virtio.status,
+        abi.HC_VIRTIO_QUEUE: virtio.queue,
+        abi.HC_VIRTIO_CONFIG: virtio.config,
+        abi.HC_VIRTIO_BIND: virtio.bind,
+        abi.HC_VIRTIO_CLOSE: virtio.close,
     }

@@ -11,7 +11,7 @@ import os
 from kvmpv import abi
 from kvmpv.abi import address_map
 from kvmpv.errors import KvmError
-from kvmpv.kvm import Segment, Sregs, Table, exits, uapi
+from kvmpv.kvm import MsiRoute, Segment, Sregs, Table, exits, uapi
 from kvmpv.machine import cpu_model
 from kvmpv.machine.boot import GDT_ENTRIES, BootInfo, write_boot_structures
 from kvmpv.machine.loader import load_initrd, load_kernel
@@ -54,6 +54,7 @@ class Machine:
         self.culprit: Processor | None = None
         self._lock = _thread.allocate_lock()
         self.loaded: list[tuple[int, int]] = []  # what kernel and initrd take: (gpa, size)
+        self.doorbell_exits = [0] * abi.MAX_DEVICES  # those that KVM hands to no backend
         self._online = 0
         self._parked: list[Processor] = []
         self.ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -113,6 +114,32 @@ class Machine:
     def signal_msi(self, address: int, data: int) -> int:
         """Deliver one MSI."""
         return self.vm.signal_msi(address, data)
+
+    def set_routes(self, routes: list[tuple[int, int, int]]) -> None:
+        """Replace the table of GSIs: (GSI, address, data) each."""
+        self.vm.set_routing(MsiRoute(*route) for route in routes)
+
+    def irqfd(self, fd: int, gsi: int, *, on: bool) -> None:
+        """Have an eventfd raise a GSI, or no more."""
+        self.vm.irqfd(fd, gsi, deassign=not on)
+
+    def doorbell(self, port: int, queue: int, fd: int, *, on: bool) -> None:
+        """Have an eventfd signalled by a 32-bit ``out`` of a queue's number, or no more."""
+        self.vm.ioeventfd(fd, port, 4, datamatch=queue, pio=True, deassign=not on)
+
+    def aside(self, index: int, work: Callable[[], int]) -> int:
+        """Do work of a vCPU's own thread that may take long; a pause does not wait for it.
+
+        It is over before the vCPU goes on, and that after the pause.
+        """
+        processor = self.processors[index]
+        processor.idle.release()
+        try:
+            return work()
+        finally:
+            if not processor.idle.acquire(blocking=False):
+                processor.idle.acquire()
+                processor.vcpu.kvmclock_ctrl()
 
     def vcpu_up(self, apic_id: int, start: abi.VcpuStart) -> int:
         """Start a vCPU that is down; return 0 or a negative errno."""

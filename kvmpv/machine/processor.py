@@ -184,6 +184,9 @@ class Processor:
         size = page8[uapi.RUN_IO_SIZE8]
         count = self.vcpu.page32[uapi.RUN_IO_COUNT32]
         port = page8[uapi.RUN_IO_PORT8] | page8[uapi.RUN_IO_PORT8 + 1] << 8
+        doorbell = port - abi.DOORBELL_PORT
+        if 0 <= doorbell < 4 * abi.MAX_DEVICES:
+            self._machine.doorbell_exits[doorbell // 4] += 1  # of no queue that is set up
         at_gate = port <= abi.GATE_PORT_NUMBER < port + size
         if page8[uapi.RUN_IO_DIRECTION8] == uapi.KVM_EXIT_IO_IN:
             answer = (-abi.ENOSYS if at_gate else -1) & (1 << 8 * size) - 1

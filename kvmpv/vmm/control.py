@@ -1,7 +1,7 @@
 """The control socket: one line in, one line out.
 
     status | stats | pause | resume | poweroff | reboot | sysrq KEY | vcpus N | window COLUMNS ROWS
-    | kill | attach PORT
+    | kill | attach PORT | devices | backend NUMBER | device-add KIND key=value... | device-remove N
 
 The answer is ``ok`` with ``key=value`` words, or ``error`` with a text. docs/control.md says more.
 """
@@ -9,8 +9,12 @@ The answer is ``ok`` with ``key=value`` words, or ``error`` with a text. docs/co
 from __future__ import annotations
 
 import _socket
+import os
+import struct
 
 from kvmpv import abi
+from kvmpv.errors import BadInput
+from kvmpv.vmm.orders import parse_options
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,6 +25,9 @@ if TYPE_CHECKING:
 
 LINE_MAX: Final = 4096
 CONNECTIONS_MAX: Final = 16
+WORDS_MAX: Final = 32
+FDS_MAX: Final = 4
+ANCILLARY: Final = _socket.CMSG_SPACE(4 * FDS_MAX)
 
 
 class Control:
@@ -43,7 +50,12 @@ class Control:
             "window": self._window,
             "kill": self._kill,
             "attach": self._attach,
+            "devices": self._devices,
+            "backend": self._backend,
+            "device-add": self._device_add,
+            "device-remove": self._device_remove,
         }
+        self._fds: list[int] = []  # that came with the lines that are being answered
         self._asking = -1  # the descriptor of the connection whose line is being answered
         domain.watch(fd, self._accept)
 
@@ -61,13 +73,25 @@ class Control:
         self._domain.watch(fd, lambda _: self._receive(fd))
 
     def _receive(self, fd: int) -> None:
-        connection, received = self._connections[fd]
+        connection, _ = self._connections[fd]
+        ancillary: list[tuple[int, int, bytes]] = []
         try:
-            data = connection.recv(LINE_MAX)
+            flags = _socket.MSG_CMSG_CLOEXEC
+            data, ancillary, _, _ = connection.recvmsg(LINE_MAX, ANCILLARY, flags)
         except BlockingIOError:
             return
         except OSError:
             data = b""
+        self._fds = _descriptors(ancillary)
+        try:
+            self._answer_lines(fd, data)
+        finally:
+            for surplus in self._fds:
+                os.close(surplus)
+            self._fds = []
+
+    def _answer_lines(self, fd: int, data: bytes) -> None:
+        connection, received = self._connections[fd]
         received += data
         if not data:
             self._drop(fd)
@@ -93,12 +117,14 @@ class Control:
         connection.close()
 
     def _answer(self, line: str) -> str:
-        verb, *words = line.split()[:8] or [""]
+        verb, *words = line.split()[:WORDS_MAX] or [""]
         action = self._verbs.get(verb)
         if action is None:
             return f"error unknown verb {verb!r}"
         try:
             return action(words)
+        except BadInput as error:
+            return f"error {verb}: {error.message}"
         except (ValueError, IndexError, TypeError):
             return f"error {verb}: wrong arguments"
 
@@ -121,11 +147,11 @@ class Control:
         return "ok " + " ".join(f"{key}={value}" for key, value in facts.items())
 
     def _pause(self, _words: list[str]) -> str:
-        self._domain.machine.pause()
+        self._domain.pause()
         return "ok"
 
     def _resume(self, _words: list[str]) -> str:
-        self._domain.machine.resume()
+        self._domain.resume()
         return "ok"
 
     def _ask(self, request: int, **values: int) -> str:
@@ -167,3 +193,44 @@ class Control:
     def _kill(self, _words: list[str]) -> str:
         self._domain.kill("the domain was destroyed")
         return "ok"
+
+    # ---- devices
+
+    def _devices(self, _words: list[str]) -> str:
+        facts = self._domain.devices.describe()
+        return " ".join(["ok", *(f"{key}={value}" for key, value in facts.items())])
+
+    def _backend(self, words: list[str]) -> str:
+        number = int(words[0])
+        if not self._domain.devices.connect(number, self._socket("backend")):
+            return f"error backend: there is no device {number}"
+        self._fds.pop(0)
+        return "ok"
+
+    def _device_add(self, words: list[str]) -> str:
+        kind, *options = words
+        fd = self._socket("device-add")
+        number = self._domain.devices.add_next(kind, parse_options(options), fd)
+        self._fds.pop(0)
+        return f"ok number={number}"
+
+    def _device_remove(self, words: list[str]) -> str:
+        number = int(words[0])
+        if not self._domain.devices.remove(number):
+            return f"error device-remove: there is no device {number}"
+        return "ok"
+
+    def _socket(self, verb: str) -> int:
+        """Return the socket that came with the line; who uses it takes it from the list."""
+        if not self._fds:
+            raise BadInput(f"a socket has to come with {verb}")
+        return self._fds[0]
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    found: list[int] = []
+    for level, kind, value in ancillary:
+        if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
+            usable = len(value) - len(value) % 4
+            found += struct.unpack(f"{usable // 4}i", value[:usable])
+    return found

@@ -28,6 +28,7 @@ from kvmpv.machine.machine import Machine
 from kvmpv.machine.processor import KICK_SIGNAL
 from kvmpv.vmm.control import Control
 from kvmpv.vmm.counters import counters
+from kvmpv.vmm.devices import Devices
 from kvmpv.vmm.orders import Orders, parse
 from kvmpv.vmm.trace import Trace
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # signal itself imports enum, which takes a third of our start
 
+RESET_PATIENCE = 10.0  # seconds that a reboot waits for requests of a backend that has died
 STARTED_WELL = ("poweroff", "reboot", "killed")
 
 
@@ -56,6 +58,9 @@ class Domain:
         self.epoll = select.epoll()
         self._ready: dict[int, Callable[[int], None]] = {}
         self._killed = ""
+        self.devices = Devices(self.memory, self._crash, self._devices_changed, self._bug)
+        for order in orders.devices:
+            self.devices.add(order)
         self.watch(terminated, lambda _: self.kill("the domain's process was terminated"))
         if orders.lifeline >= 0:
             self.watch(orders.lifeline, lambda _: self.kill("the domain's owner is gone"))
@@ -137,7 +142,7 @@ class Domain:
         for port in self.ports:
             port.reset()
         self.version = Version()
-        self.events = EventChannels(self.memory, machine.signal_msi)
+        self.events = EventChannels(self.memory, machine.signal_msi, machine)
         self.guest_ports = Ports(self.memory, self.events, self.ports, self._arm)
         self.requests = Requests(self.memory, self.events)
         machine.handlers = handlers(
@@ -147,6 +152,7 @@ class Domain:
             self.requests,
             Scheduling(self.memory, machine.end),
             Vcpus(self.memory, machine.vcpu_up, machine.vcpu_down),
+            self.devices.boot(machine, self.events),
         )
         if self.orders.trace >= 0:
             trace = Trace(self.orders.trace)
@@ -158,12 +164,14 @@ class Domain:
         while True:
             machine = self.boot()
             while not machine.ending:
-                for fd, events in self.epoll.poll():
-                    self._ready[fd](events)
+                self._attend()
             self.times["end"] = time.monotonic_ns()
             self.unwatch(machine.ended)
             again = machine.kind == "reboot" and not self._killed
-            if not again:
+            if again:
+                self._reset_devices(machine)
+            else:
+                self.devices.cut()
                 self._write_end(machine)
             machine.close()
             if not again:
@@ -171,6 +179,36 @@ class Domain:
             # Who speaks with the guest's agent must learn that it is another one now.
             self.ports[abi.PORT_EXEC].hang_up()
             self.memory.clear()
+
+    def _attend(self, timeout: float | None = None) -> None:
+        for fd, events in self.epoll.poll(timeout):
+            self._ready[fd](events)
+
+    def _reset_devices(self, machine: Machine) -> None:
+        """Bring all devices back to where a guest's boot finds them."""
+        machine.stop()
+        deadline = time.monotonic() + RESET_PATIENCE
+        while not self.devices.reset_all() and time.monotonic() < deadline and not self._killed:
+            self._attend(0.02)  # the next backend comes by the control socket
+        self.devices.abandon_all()
+
+    def pause(self) -> None:
+        """Stop all vCPUs between two instructions."""
+        self.machine.pause()
+
+    def resume(self) -> None:
+        """Let the vCPUs run on."""
+        self.machine.resume()
+        self.devices.resumed()
+
+    def _crash(self, message: str) -> None:
+        self.machine.end(-1, "crash", message)
+
+    def _bug(self, error: BaseException) -> None:
+        self.machine.end_by_bug(-1, error)
+
+    def _devices_changed(self) -> None:
+        self.ask(abi.REQUEST_DEVICES)
 
     def kill(self, why: str) -> None:
         """End the domain at once."""
@@ -198,7 +236,9 @@ class Domain:
         facts["events_sent"] = self.events.sent
         facts["log_records"] = self.guest_ports.log_records
         facts["log_bytes_dropped"] = self.guest_ports.log_dropped
+        facts["interrupt_reroutes"] = self.events.reroutes
         facts["boots"] = self.boots
+        facts |= self.devices.counters(self.machine)
         facts["cpu_ns"] = time.process_time_ns() - self.cpu_at_run
         start = self.orders.started or self.times["main"]
         for name, moment in self.times.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from kvmpv import abi, memory
 from kvmpv.hypercall.events import EventChannels
@@ -13,9 +13,40 @@ from kvmpv.hypercall.requests import Requests
 from kvmpv.hypercall.scheduling import Scheduling
 from kvmpv.hypercall.table import Version, handlers
 from kvmpv.hypercall.vcpus import Vcpus
+from kvmpv.hypercall.virtio import VirtioTransport
+
+if TYPE_CHECKING:
+    from kvmpv.virtio.device import Device
 
 RAM = 1 << 20
 MESSAGE = 0xFEE00000
+
+
+class Wiring:
+    """What KVM would do with doorbells and interrupts, as a note."""
+
+    def __init__(self) -> None:
+        self.routes: list[tuple[int, int, int]] = []
+        self.irqfds: dict[int, int] = {}  # eventfd: GSI
+        self.doorbells: dict[tuple[int, int], int] = {}  # port and queue: eventfd
+        self.tables = 0
+
+    def set_routes(self, routes: list[tuple[int, int, int]]) -> None:
+        self.routes = routes
+        self.tables += 1
+
+    def irqfd(self, fd: int, gsi: int, *, on: bool) -> None:
+        if on:
+            self.irqfds[fd] = gsi
+        else:
+            assert self.irqfds.pop(fd) == gsi
+
+    def doorbell(self, port: int, queue: int, fd: int, *, on: bool) -> None:
+        if on:
+            assert (port, queue) not in self.doorbells
+            self.doorbells[port, queue] = fd
+        else:
+            assert self.doorbells.pop((port, queue)) == fd
 
 
 class World:
@@ -31,13 +62,23 @@ class World:
         self.streams: list[socket.socket] = []
         self.ports_made = [self._port() for _ in range(abi.MAX_PORTS)]
         self.version = Version()
-        self.events = EventChannels(self.memory, self._signal)
+        self.wiring = Wiring()
+        self.events = EventChannels(self.memory, self._signal, self.wiring)
         self.ports = Ports(self.memory, self.events, self.ports_made, self._watch)
         self.requests = Requests(self.memory, self.events)
         scheduling = Scheduling(self.memory, lambda *end: self.ends.append(end))
         vcpus = Vcpus(self.memory, self._up, lambda _: -abi.EBUSY)
+        self.devices: dict[int, Device] = {}
+        self.virtio = VirtioTransport(
+            self.memory,
+            self.events,
+            self.devices,
+            self.wiring,
+            lambda _, work: work(),
+            lambda: True,
+        )
         self.table = handlers(
-            self.version, self.ports, self.events, self.requests, scheduling, vcpus
+            self.version, self.ports, self.events, self.requests, scheduling, vcpus, self.virtio
         )
 
     def _port(self) -> Port:

@@ -57,6 +57,12 @@ class FakeDomain:
     def unwatch(self, fd: int) -> None:
         del self.ready[fd]
 
+    def pause(self) -> None:
+        self.machine.pause()
+
+    def resume(self) -> None:
+        self.machine.resume()
+
     def ask(self, request: int, **values: int) -> bool:
         self.asked.append((request, values))
         return self.listens
