@@ -1,4 +1,4 @@
-"""Two ends of a vhost-user session in one process, and a device that writes down what it is told."""
+"""Two ends of a vhost-user session in one process, and a device that takes notes."""
 
 from __future__ import annotations
 
