@@ -106,8 +106,8 @@ def log_bytes(size: int) -> int:
 class DeviceRing:
     """The device's side of one queue.
 
-    ``memory`` are the guest's regions; ``desc``, ``avail`` and ``used`` the three areas themselves,
-    of at least ``spec.desc_bytes(size)`` and so on. ``size`` is a power of two. ``log`` is an in-flight
+    ``memory`` are the guest's regions; ``desc``, ``avail``, ``used`` the three areas themselves,
+    each as large as ``spec`` says for ``size``, a power of two. ``log`` is an in-flight
     log as vhost-user has it: what a predecessor left in flight is then in ``recovered``, as heads.
     """
 
