@@ -1,0 +1,606 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Packets between one virtqueue and a tap (virtio 1.2, section 5.1), a thread for
+ * each queue. The kernel copies between the packet and the guest's own pages:
+ * readv and writev with the virtio-net header in front, offloads included.
+ *
+ * Both directions use a queue strictly in order. So the used index tells where a
+ * thread was that died, and its successor goes on from there without a log.
+ */
+#ifndef KVMPV_DATAPLANE_NET_H
+#define KVMPV_DATAPLANE_NET_H
+
+#include <errno.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "ring.h"
+
+#define NET_BATCH 64		/* packets between two looks at whether to stop */
+#define NET_PUBLISH 16		/* packets that a driver waits for at most */
+#define NET_SMALL 2048		/* bytes: what a packet without segmentation offload may have */
+#define NET_FRAME_MAX 65600	/* header, Ethernet, 64 KiB, and some more */
+#define NET_STOCK_PIECES 256	/* pieces in stock beyond which no further chain is taken */
+#define NET_STOCK_CHAINS 256
+#define NET_PIECES (NET_STOCK_PIECES + 2 * RING_MAX_PIECES)
+#define NET_STACK (128 << 10)
+
+/* Looking is cheaper than sleeping as long as the next packet comes within this time. */
+#define NET_SPIN_MAX 20000	/* ns */
+#define NET_SPIN_MIN 2000
+
+#define NET_NUM_BUFFERS 10	/* where struct virtio_net_hdr_v1 has it */
+
+static inline uint64_t net_now(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000ULL + now.tv_nsec;
+}
+
+/* ---- limits: token buckets that a device's queues share, one set for each direction */
+
+struct net_bucket {
+	uint64_t rate;		/* a second; 0: no limit */
+	uint64_t burst;
+	double tokens;		/* may be negative: a packet is let through whole */
+};
+
+struct net_limits {
+	pthread_mutex_t lock;
+	bool any;
+	uint64_t filled;	/* when */
+	struct net_bucket bytes;
+	struct net_bucket packets;
+};
+
+static inline void net_bucket_set(struct net_bucket *bucket, uint64_t rate, uint64_t burst)
+{
+	bucket->rate = rate;
+	bucket->burst = burst ? burst : rate / 10 + 1;
+	bucket->tokens = bucket->burst;
+}
+
+static inline void net_limits_set(struct net_limits *limits, uint64_t bps, uint64_t bps_burst,
+				  uint64_t pps, uint64_t pps_burst)
+{
+	pthread_mutex_lock(&limits->lock);
+	net_bucket_set(&limits->bytes, bps, bps_burst);
+	net_bucket_set(&limits->packets, pps, pps_burst);
+	limits->filled = net_now();
+	__atomic_store_n(&limits->any, bps || pps, __ATOMIC_RELEASE);
+	pthread_mutex_unlock(&limits->lock);
+}
+
+/* Fill for the time that has passed; how many ns until it is no longer in debt. */
+static inline uint64_t net_bucket_fill(struct net_bucket *bucket, uint64_t passed)
+{
+	if (!bucket->rate)
+		return 0;
+	bucket->tokens += (double)bucket->rate * passed / 1e9;
+	if (bucket->tokens > bucket->burst)
+		bucket->tokens = bucket->burst;
+	return bucket->tokens > 0 ? 0 : (uint64_t)(-bucket->tokens * 1e9 / bucket->rate) + 1000;
+}
+
+/* How many ns the next packet has to wait. */
+static inline uint64_t net_limits_wait(struct net_limits *limits)
+{
+	uint64_t now, bytes, packets;
+
+	if (usually(!__atomic_load_n(&limits->any, __ATOMIC_ACQUIRE)))
+		return 0;
+	pthread_mutex_lock(&limits->lock);
+	now = net_now();
+	bytes = net_bucket_fill(&limits->bytes, now - limits->filled);
+	packets = net_bucket_fill(&limits->packets, now - limits->filled);
+	limits->filled = now;
+	pthread_mutex_unlock(&limits->lock);
+	return bytes > packets ? bytes : packets;
+}
+
+static inline void net_limits_take(struct net_limits *limits, uint64_t bytes)
+{
+	if (usually(!__atomic_load_n(&limits->any, __ATOMIC_ACQUIRE)))
+		return;
+	pthread_mutex_lock(&limits->lock);
+	limits->bytes.tokens -= bytes;
+	limits->packets.tokens -= 1;
+	pthread_mutex_unlock(&limits->lock);
+}
+
+/* ---- a queue */
+
+struct net_counters {
+	uint64_t packets;
+	uint64_t bytes;		/* without headers */
+	uint64_t drops;
+	uint64_t kicks;		/* that woke us */
+	uint64_t calls;
+	uint64_t syscalls;	/* reads and writes of the tap, waits */
+	uint64_t sleeps;
+};
+
+struct net_stock {
+	uint16_t head;
+	uint16_t pieces;
+	uint32_t bytes;
+};
+
+struct net_queue {
+	struct vring ring;
+	struct net_limits *limits;
+	struct net_counters counters;
+	int tap, kick, call, err;
+	int stop;		/* eventfd: end the thread */
+	int broken;		/* eventfd of the device: told of a ring that broke; or -1 */
+	int wait_kick;		/* epoll: kick and stop */
+	int wait_all;		/* epoll: these and the tap */
+	bool transmit;
+	bool mergeable;
+	bool discard;		/* transmit: a queue that is not enabled loses its packets */
+	uint8_t header;
+	bool running;
+	bool stopping;
+	uint32_t spin;		/* ns */
+	pthread_t thread;
+
+	/* Receive: chains taken and not yet used, in order, and their pieces. */
+	bool large;		/* the last packet was */
+	uint32_t chain_first, chain_count;
+	uint32_t piece_first, piece_count;
+	uint64_t capacity;	/* bytes in these pieces */
+	struct net_stock chains[NET_STOCK_CHAINS];
+	struct iovec pieces[NET_PIECES];
+	uint8_t spill[NET_FRAME_MAX];
+};
+
+static inline bool net_stopping(const struct net_queue *queue)
+{
+	return __atomic_load_n(&queue->stopping, __ATOMIC_ACQUIRE);
+}
+
+static inline void net_count(uint64_t *counter, uint64_t more)
+{
+	/* One writer; readers want no torn value. */
+	__atomic_store_n(counter, *counter + more, __ATOMIC_RELAXED);
+}
+
+static inline void net_signal(int fd)
+{
+	static const uint64_t one = 1;
+
+	if (write(fd, &one, sizeof(one)) < 0)
+		return;	/* full: it is signalled already */
+}
+
+/* Show the driver what is done, and signal it if it waits for that. */
+static inline void net_publish(struct net_queue *queue)
+{
+	vring_publish(&queue->ring);
+	if (vring_should_notify(&queue->ring)) {
+		net_count(&queue->counters.calls, 1);
+		net_signal(queue->call);
+	}
+}
+
+/* ---- waiting */
+
+static inline void net_adapt(struct net_queue *queue, uint64_t slept)
+{
+	if (slept < NET_SPIN_MAX) {
+		queue->spin = queue->spin ? queue->spin * 2 : NET_SPIN_MIN;
+		if (queue->spin > NET_SPIN_MAX)
+			queue->spin = NET_SPIN_MAX;
+	} else {
+		queue->spin /= 2;
+		if (queue->spin < NET_SPIN_MIN)
+			queue->spin = 0;
+	}
+}
+
+static inline void net_sleep(struct net_queue *queue, int epoll)
+{
+	struct epoll_event events[3];
+	uint64_t before = net_now();
+	int count, i;
+
+	net_count(&queue->counters.sleeps, 1);
+	net_count(&queue->counters.syscalls, 1);
+	count = epoll_wait(epoll, events, 3, -1);
+	for (i = 0; i < count; i++)
+		if (events[i].data.fd == queue->kick)
+			net_count(&queue->counters.kicks, 1);
+	net_adapt(queue, net_now() - before);
+}
+
+/* Wait for the driver to make something available; it may come at once. */
+static inline void net_wait_for_driver(struct net_queue *queue)
+{
+	if (queue->spin) {
+		uint64_t end = net_now() + queue->spin;
+
+		do {
+			int i;
+
+			for (i = 0; i < 50; i++) {
+				if (vring_look(&queue->ring) || queue->ring.fault)
+					return;
+				__builtin_ia32_pause();
+			}
+		} while (net_now() < end && !net_stopping(queue));
+	}
+	if (!vring_enable_kicks(&queue->ring) && !net_stopping(queue))
+		net_sleep(queue, queue->wait_kick);
+	vring_disable_kicks(&queue->ring);
+}
+
+/* Wait until a time has passed, or for an end. */
+static inline void net_wait_for_time(struct net_queue *queue, uint64_t ns)
+{
+	struct pollfd end = { .fd = queue->stop, .events = POLLIN };
+	struct timespec time = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
+
+	net_count(&queue->counters.syscalls, 1);
+	ppoll(&end, 1, &time, NULL);
+}
+
+/* ---- transmit */
+
+/* Wait until the tap takes packets again, or for an end. */
+static inline void net_wait_for_room(struct net_queue *queue)
+{
+	struct pollfd either[2] = {
+		{ .fd = queue->stop, .events = POLLIN },
+		{ .fd = queue->tap, .events = POLLOUT },
+	};
+
+	net_count(&queue->counters.syscalls, 1);
+	poll(either, 2, -1);
+}
+
+static inline void net_send(struct net_queue *queue, const struct ring_chain *chain)
+{
+	ssize_t sent;
+
+	if (__atomic_load_n(&queue->discard, __ATOMIC_RELAXED) ||
+	    chain->out_bytes <= queue->header || chain->out_bytes > NET_FRAME_MAX) {
+		net_count(&queue->counters.drops, 1);
+		return;
+	}
+	for (;;) {
+		net_count(&queue->counters.syscalls, 1);
+		sent = writev(queue->tap, chain->pieces, chain->out_count);
+		if (usually(sent >= 0) || errno != EAGAIN)
+			break;
+		net_publish(queue);
+		net_wait_for_room(queue);
+		if (net_stopping(queue))
+			break;
+	}
+	if (sent < 0) {
+		/* A header that makes no sense, no memory, or a tap that is down. */
+		net_count(&queue->counters.drops, 1);
+		return;
+	}
+	net_count(&queue->counters.packets, 1);
+	net_count(&queue->counters.bytes, sent - queue->header);
+	net_limits_take(queue->limits, sent - queue->header);
+}
+
+static inline void net_transmit(struct net_queue *queue)
+{
+	struct ring_chain chain = { .pieces = queue->pieces };
+
+	vring_disable_kicks(&queue->ring);
+	while (!net_stopping(queue) && !queue->ring.fault) {
+		uint64_t wait = 0;
+		int done = 0;
+
+		while (done < NET_BATCH) {
+			wait = net_limits_wait(queue->limits);
+			if (wait || vring_pop(&queue->ring, &chain) <= 0)
+				break;
+			net_send(queue, &chain);
+			vring_push(&queue->ring, chain.head, 0);
+			done++;
+		}
+		if (done)
+			net_publish(queue);
+		if (wait)
+			net_wait_for_time(queue, wait);
+		else if (!done)
+			net_wait_for_driver(queue);
+	}
+}
+
+/* ---- receive */
+
+/* Take chains until there is room for `bytes`; false when the driver has given too few. */
+static inline bool net_stock_up(struct net_queue *queue, uint64_t bytes)
+{
+	while (queue->capacity < bytes && queue->chain_count < NET_STOCK_CHAINS &&
+	       queue->piece_count < NET_STOCK_PIECES) {
+		struct ring_chain chain;
+		struct net_stock *stock;
+
+		if (queue->piece_first + queue->piece_count + RING_MAX_PIECES + 1 > NET_PIECES) {
+			memmove(queue->pieces, queue->pieces + queue->piece_first,
+				queue->piece_count * sizeof(queue->pieces[0]));
+			queue->piece_first = 0;
+		}
+		chain.pieces = queue->pieces + queue->piece_first + queue->piece_count;
+		if (vring_pop(&queue->ring, &chain) <= 0)
+			return false;
+		if (seldom(chain.out_count || !chain.in_count)) {
+			ring_break(&queue->ring, RING_REQUEST);
+			return false;
+		}
+		stock = &queue->chains[(queue->chain_first + queue->chain_count) %
+				       NET_STOCK_CHAINS];
+		stock->head = chain.head;
+		stock->pieces = chain.in_count;
+		stock->bytes = chain.in_bytes;
+		queue->chain_count++;
+		queue->piece_count += chain.in_count;
+		queue->capacity += chain.in_bytes;
+	}
+	return queue->capacity >= bytes;
+}
+
+static inline struct net_stock *net_oldest(struct net_queue *queue)
+{
+	return &queue->chains[queue->chain_first];
+}
+
+static inline void net_use_oldest(struct net_queue *queue, uint32_t written)
+{
+	struct net_stock *stock = net_oldest(queue);
+
+	vring_push(&queue->ring, stock->head, written);
+	queue->piece_first += stock->pieces;
+	queue->piece_count -= stock->pieces;
+	queue->capacity -= stock->bytes;
+	queue->chain_first = (queue->chain_first + 1) % NET_STOCK_CHAINS;
+	queue->chain_count--;
+}
+
+/*
+ * Read a packet: into pieces of the stock as far as it is likely to need them,
+ * and what is longer into `spill`. Return its length or -1; `direct` is how much
+ * of it can have gone into pieces, and `used` into how many.
+ */
+static inline ssize_t net_read(struct net_queue *queue, uint64_t *direct, uint32_t *used)
+{
+	struct iovec *pieces = queue->pieces + queue->piece_first;
+	uint32_t most = queue->piece_count, count = 0;
+	uint64_t room = 0, likely = queue->large ? NET_FRAME_MAX : NET_SMALL;
+	struct iovec kept;
+	ssize_t length;
+
+	if (!queue->mergeable) {
+		most = net_oldest(queue)->pieces;
+		likely = NET_FRAME_MAX;
+	}
+	if (most > RING_MAX_PIECES - 1)
+		most = RING_MAX_PIECES - 1;
+	while (count < most && room < likely)
+		room += pieces[count++].iov_len;
+	kept = pieces[count];
+	pieces[count].iov_base = queue->spill;
+	pieces[count].iov_len = sizeof(queue->spill);
+	net_count(&queue->counters.syscalls, 1);
+	length = readv(queue->tap, pieces, count + 1);
+	pieces[count] = kept;
+	*direct = room;
+	*used = count;
+	return length;
+}
+
+/* Give a packet to the driver that has `length` bytes, all but the first `direct` in `spill`. */
+static inline void net_deliver(struct net_queue *queue, uint64_t length, uint64_t direct,
+			       uint32_t used)
+{
+	const struct guest_memory *memory = queue->ring.memory;
+	uint64_t left = length, room = 0;
+	uint16_t buffers = 0;
+	uint32_t i;
+
+	if (!queue->mergeable && length > net_oldest(queue)->bytes) {
+		net_count(&queue->counters.drops, 1);
+		return;
+	}
+	while (seldom(!net_stock_up(queue, length))) {
+		if (queue->ring.fault || queue->chain_count == NET_STOCK_CHAINS ||
+		    queue->piece_count >= NET_STOCK_PIECES || net_stopping(queue)) {
+			net_count(&queue->counters.drops, 1);
+			return;
+		}
+		net_publish(queue);
+		net_wait_for_driver(queue);
+	}
+	store_done_by_kernel(memory, queue->pieces + queue->piece_first, used,
+			     length < direct ? length : direct);
+	if (length > direct)
+		store_bytes(memory, queue->pieces + queue->piece_first + used,
+			    queue->piece_count - used, 0, queue->spill, length - direct);
+	for (i = 0; room < length; i++) {
+		room += queue->chains[(queue->chain_first + i) % NET_STOCK_CHAINS].bytes;
+		buffers++;
+	}
+	if (queue->header > NET_NUM_BUFFERS)
+		store_bytes(memory, queue->pieces + queue->piece_first, queue->piece_count,
+			    NET_NUM_BUFFERS, &buffers, sizeof(buffers));
+	while (buffers--) {
+		uint32_t here = net_oldest(queue)->bytes;
+
+		if (here > left)
+			here = left;
+		net_use_oldest(queue, here);
+		left -= here;
+	}
+	queue->large = length > NET_SMALL;
+	net_count(&queue->counters.packets, 1);
+	net_count(&queue->counters.bytes, length - queue->header);
+	net_limits_take(queue->limits, length - queue->header);
+}
+
+/* Wait for a packet: look for it again and again for a short while, then sleep. */
+static inline bool net_wait_for_packet(struct net_queue *queue, uint64_t *since)
+{
+	if (queue->spin) {
+		uint64_t now = net_now();
+
+		if (!*since)
+			*since = now;
+		if (now - *since < queue->spin) {
+			__builtin_ia32_pause();
+			return false;
+		}
+	}
+	net_sleep(queue, queue->wait_all);
+	*since = 0;
+	return true;
+}
+
+static inline void net_receive(struct net_queue *queue)
+{
+	uint64_t since = 0;
+	int unpublished = 0;
+
+	vring_disable_kicks(&queue->ring);
+	while (!net_stopping(queue)) {
+		uint64_t direct, wait;
+		uint32_t used;
+		ssize_t length;
+
+		wait = net_limits_wait(queue->limits);
+		if (!net_stock_up(queue, queue->large ? NET_FRAME_MAX : NET_SMALL) &&
+		    queue->ring.fault)
+			return;
+		if (seldom(wait || !queue->chain_count)) {
+			net_publish(queue);
+			unpublished = 0;
+			if (wait)
+				net_wait_for_time(queue, wait);
+			else
+				net_wait_for_driver(queue);
+			continue;
+		}
+		length = net_read(queue, &direct, &used);
+		if (usually(length > queue->header)) {
+			since = 0;
+			net_deliver(queue, length, direct, used);
+			if (++unpublished < NET_PUBLISH)
+				continue;
+		}
+		if (unpublished)
+			net_publish(queue);
+		unpublished = 0;
+		if (length <= queue->header)	/* none there, or a tap that is down */
+			net_wait_for_packet(queue, &since);
+	}
+}
+
+/* ---- the thread */
+
+static void *net_thread(void *argument)
+{
+	struct net_queue *queue = argument;
+	sigset_t all;
+
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, NULL);
+	if (queue->transmit)
+		net_transmit(queue);
+	else
+		net_receive(queue);
+	net_publish(queue);
+	if (queue->ring.fault) {
+		if (queue->err >= 0)
+			net_signal(queue->err);
+		if (queue->broken >= 0)
+			net_signal(queue->broken);
+	}
+	return NULL;
+}
+
+static inline int net_watch(int epoll, int fd, uint32_t events)
+{
+	struct epoll_event event = { .events = events, .data.fd = fd };
+
+	return fd < 0 ? 0 : epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
+}
+
+static inline void net_close(struct net_queue *queue)
+{
+	if (queue->stop >= 0)
+		close(queue->stop);
+	if (queue->wait_kick >= 0)
+		close(queue->wait_kick);
+	if (queue->wait_all >= 0)
+		close(queue->wait_all);
+	queue->stop = queue->wait_kick = queue->wait_all = -1;
+}
+
+/* Make what the thread waits with; 0 or -errno. The edge is what wakes: nobody reads a kick. */
+static inline int net_open(struct net_queue *queue)
+{
+	queue->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	queue->wait_kick = epoll_create1(EPOLL_CLOEXEC);
+	queue->wait_all = epoll_create1(EPOLL_CLOEXEC);
+	if (queue->stop < 0 || queue->wait_kick < 0 || queue->wait_all < 0 ||
+	    net_watch(queue->wait_kick, queue->stop, EPOLLIN) ||
+	    net_watch(queue->wait_all, queue->stop, EPOLLIN) ||
+	    net_watch(queue->wait_kick, queue->kick, EPOLLIN | EPOLLET) ||
+	    net_watch(queue->wait_all, queue->tap, EPOLLIN | EPOLLET)) {
+		int error = errno;
+
+		net_close(queue);
+		return -error;
+	}
+	return 0;
+}
+
+static inline int net_start(struct net_queue *queue)
+{
+	pthread_attr_t attributes;
+	uint64_t drained;
+	int error;
+
+	if (queue->running)
+		return 0;
+	while (read(queue->stop, &drained, sizeof(drained)) > 0)
+		;
+	__atomic_store_n(&queue->stopping, false, __ATOMIC_RELEASE);
+	pthread_attr_init(&attributes);
+	pthread_attr_setstacksize(&attributes, NET_STACK);
+	error = pthread_create(&queue->thread, &attributes, net_thread, queue);
+	pthread_attr_destroy(&attributes);
+	queue->running = !error;
+	return -error;
+}
+
+/* End the thread, and give back what it had in stock. */
+static inline void net_stop(struct net_queue *queue)
+{
+	if (!queue->running)
+		return;
+	__atomic_store_n(&queue->stopping, true, __ATOMIC_RELEASE);
+	net_signal(queue->stop);
+	pthread_join(queue->thread, NULL);
+	queue->running = false;
+	queue->ring.next_avail -= queue->chain_count;
+	queue->chain_count = queue->piece_count = 0;
+	queue->chain_first = queue->piece_first = 0;
+	queue->capacity = 0;
+}
+
+#endif
