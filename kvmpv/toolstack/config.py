@@ -49,6 +49,31 @@ class DomainConfig:
     trace: str
     devices: list[Device]
 
+    @property
+    def boots_itself(self) -> bool:
+        """Whether the guest starts without our initrd: a kernel of the user's, or a disk's init."""
+        return bool(self.kernel or self.root_disk)
+
+    @property
+    def root_disk(self) -> str:
+        """The path that the guest has for the disk with its root; empty where that is elsewhere."""
+        if not self.root:
+            return ""
+        from kvmpv.toolstack.devices import root_disk
+
+        return root_disk(self.root)
+
+    def full_cmdline(self, before: str) -> str:
+        """Return the kernel's command line: ``before``, what the user said, what options mean."""
+        words = [before, self.cmdline] if self.cmdline else [before]
+        if self.root or self.shares:
+            from kvmpv.toolstack.devices import cmdline_words
+
+            words += cmdline_words(self)
+        if self.exec:
+            words.append("kvmpv.shell=off")
+        return " ".join(words)
+
 
 def make(values: Mapping[str, object]) -> DomainConfig:
     """Return the configuration that options by name give; raise ``BadInput`` for what cannot be."""
@@ -64,12 +89,13 @@ def make(values: Mapping[str, object]) -> DomainConfig:
         if option.name != "config":
             value = given.get(option.name, option.default)
             setattr(config, option.name, _convert(option.name, value))
-    _check(config)
     config.devices = []
+    _check(config)
     if config.disks or config.nets or config.shares or config.root or config.vsock or config.rng:
         from kvmpv.toolstack import devices  # late: a domain without any starts without them
 
         config.devices = devices.parse(config)
+        _check_cmdline(config)
     return config
 
 
@@ -175,16 +201,22 @@ def _check(config: DomainConfig) -> None:
         )
     if "\n" in config.cmdline:
         raise BadInput("the command line has a line break in it", hint="take it out")
-    room = CMDLINE_MAX - 65  # its NUL, what we put before it, and for --exec behind
-    if len(os.fsencode(config.cmdline)) > room:
-        length = len(os.fsencode(config.cmdline))
-        raise BadInput(f"the command line has {length} bytes", hint=f"at most {room} are possible")
+    _check_cmdline(config)
     name = config.name
     if len(name) > NAME_MAX or not NAME_CHARACTERS.issuperset(name) or name.startswith((".", "-")):
         raise BadInput(
             f"{name!r} is no name for a domain",
             hint=f"at most {NAME_MAX} letters, digits, '.', '_', '-', no '.' or '-' in front",
         )
+
+
+def _check_cmdline(config: DomainConfig) -> None:
+    own = len(os.fsencode(config.cmdline))
+    room = CMDLINE_MAX - 65  # its NUL, what we put before it, and for --exec behind
+    if config.devices:
+        room = CMDLINE_MAX - 1 - (len(os.fsencode(config.full_cmdline(" " * 32))) - own)
+    if own > room:
+        raise BadInput(f"the command line has {own} bytes", hint=f"at most {room} are possible")
 
 
 def _check_memory(size: int) -> None:

@@ -220,6 +220,31 @@ def root_disk(text: str) -> str:
     return f"/dev/{name}"
 
 
+def _check_root_disk(config: DomainConfig) -> None:
+    path = config.root_disk
+    if path and ord(path[len("/dev/vd")]) - ord("a") >= len(config.disks):
+        disks = f"has {len(config.disks)} disks" if config.disks else "has no disk"
+        raise BadInput(
+            f"--root {config.root}: the domain {disks}",
+            hint="give it by --disk" + ", in its place" * bool(config.disks),
+        )
+
+
+def cmdline_words(config: DomainConfig) -> list[str]:
+    """Return what the guest's kernel or our initrd is told of root and folders."""
+    words = []
+    if config.root_disk:
+        words += [f"root={config.root_disk}", "rw"]
+    elif config.root and (config.kernel or config.initrd):
+        words += [f"root={ROOT_TAG}", "rootfstype=virtiofs", "rw"]
+    elif config.root:
+        words.append(f"kvmpv.root={ROOT_TAG}")
+    for device in config.devices:
+        if device.kind == "fs" and device.spec.grammar is SHARE:
+            words.append(f"kvmpv.share={device.options['tag']}")
+    return words
+
+
 def vsock(text: str) -> Device | None:
     """Return the socket device that ``--vsock`` means; None for no text."""
     return Device("vsock", VSOCK.parse(text)) if text else None
@@ -251,6 +276,7 @@ def parse(config: DomainConfig) -> list[Device]:
     found += [one for one in (vsock(config.vsock),) if one is not None]
     source = rng(config.rng, 0 < len(found) < MAX_DEVICES)
     check(found := [*found, *([source] if source else [])])
+    _check_root_disk(config)
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import struct
 import time
 
 from kvmpv.errors import BadInput, GuestCrash, HostError, KvmpvError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Final, Self
 
     from kvmpv.agent.client import Connection
+    from kvmpv.toolstack.backends import Backends
 else:
     import _signal as signal  # signal itself imports enum, which takes a third of our start
 
@@ -35,6 +37,10 @@ STATUSES: Final = {
     "stuck": STUCK,
     "killed": KILLED,
 }
+SOL_SOCKET: Final = (
+    1  # asm-generic/socket.h, and linux/socket.h: _socket would be imported for them
+)
+SCM_RIGHTS: Final = 1
 SETTLE: Final = 5.0  # seconds that a guest has to follow a request before it is ended
 
 
@@ -111,6 +117,7 @@ class Domain:
         self._sockets: list[_socket.socket] = []
         self._pidfd = -1
         self._agent: Connection | None = None
+        self._backends: Backends | None = None
         self._end: End | None = None
 
     def start(self) -> Self:
@@ -120,7 +127,7 @@ class Domain:
         """
         config = self.config
         kernel = config.kernel or defaults.kernel()
-        initrd = config.initrd or ("" if config.kernel else defaults.initrd())
+        initrd = config.initrd or ("" if config.boots_itself else defaults.initrd())
         self._directory = rundir.RunDirectory(config.name)
         self._end = self._agent = None
         self._terminated = False
@@ -128,11 +135,12 @@ class Domain:
         try:
             rundir.sweep()
             self._open(descriptors, kernel, initrd)
-            cmdline = f"{defaults.CMDLINE} {config.cmdline}".rstrip()
-            if config.exec:
-                cmdline += " kvmpv.shell=off"
-            self.pid = vmm.spawn(config, descriptors, cmdline)
+            if config.devices:
+                self._make_backends().start(descriptors)
+            self.pid = vmm.spawn(config, descriptors, config.full_cmdline(defaults.CMDLINE))
             self._pidfd = os.pidfd_open(self.pid)
+            if self._backends is not None:
+                self._backends.follow(self._pidfd)
         except BaseException as error:
             self._undo()
             if isinstance(error, OSError):
@@ -153,8 +161,19 @@ class Domain:
             self.pid = 0
         self._release()
 
+    def _make_backends(self) -> Backends:
+        """Return what the domain's devices are served by; nothing is started yet."""
+        if self._backends is None:
+            from kvmpv.toolstack.backends import Backends  # late: many domains have none
+
+            self._backends = Backends(self.config, self._directory.path, self._send)
+        return self._backends
+
     def _release(self) -> None:
-        """Close all that is open for the domain, and remove its folder."""
+        """Close all that is open for the domain, end its backends, and remove its folder."""
+        if self._backends is not None:
+            self._backends.close()
+            self._backends = None
         for socket in self._sockets:
             socket.close()
         self._sockets.clear()
@@ -243,12 +262,17 @@ class Domain:
 
         Raises KvmpvError when the domain refuses or is gone.
         """
+        return self._send(line, [])
+
+    def _send(self, line: str, fds: list[int]) -> dict[str, str]:
+        """Send a line with descriptors beside it."""
         try:
             connection = self._directory.connect()
         except OSError:
             raise KvmpvError(f"the domain {self.config.name!r} is gone") from None
         try:
-            connection.sendall(line.encode() + b"\n")
+            rights = [(SOL_SOCKET, SCM_RIGHTS, struct.pack(f"{len(fds)}i", *fds))] if fds else []
+            connection.sendmsg([line.encode() + b"\n"], rights)
             answer = b""
             while not answer.endswith(b"\n"):
                 data = connection.recv(65536)
@@ -297,8 +321,41 @@ class Domain:
         return self.control("status")
 
     def stats(self) -> dict[str, int]:
-        """Return what is counted about the domain until now, by name."""
-        return {key: int(value) for key, value in self.control("stats").items()}
+        """Return what is counted about the domain and its backends until now, by name."""
+        counted = self.control("stats")
+        if self._backends is not None:
+            counted |= self._backends.stats()
+        return {key: int(value) for key, value in counted.items() if value.isdecimal()}
+
+    # ---- devices
+
+    def devices(self) -> list[dict[str, str]]:
+        """Return what there is to say of each device, by name: see docs/devices.md."""
+        return [] if self._backends is None else self._backends.describe()
+
+    def attach_disk(self, spec: str | dict[str, object]) -> int:
+        """Give the running domain a disk, as ``--disk`` has it; return its number."""
+        return self._make_backends().add("disk", spec, self._pidfd)
+
+    def attach_net(self, spec: str | dict[str, object]) -> int:
+        """Give the running domain a network card, as ``--net`` has it; return its number."""
+        return self._make_backends().add("net", spec, self._pidfd)
+
+    def attach_share(self, spec: str | dict[str, object]) -> int:
+        """Give the running domain a folder, as ``--share`` has it; return its number."""
+        return self._make_backends().add("share", spec, self._pidfd)
+
+    def detach(self, number: int) -> None:
+        """Take a device away from the running domain."""
+        self._make_backends().remove(number)
+
+    def resize_disk(self, number: int, size: int = 0) -> None:
+        """Show the guest a disk's new size: what its image has, or ``size`` bytes, given to it."""
+        self._make_backends().resize(number, size)
+
+    def set_limits(self, number: int, **limits: int) -> None:
+        """Set a device's limits: iops, iops_burst, bps, bps_burst, pps, pps_burst; 0 is none."""
+        self._make_backends().limit(number, limits)
 
     # ---- the end
 
@@ -376,7 +433,10 @@ class Domain:
             facts = {"kind": "killed", "message": "the domain's process was terminated"}
         if not facts or facts.get("kind") == "bug":
             report += f"\nlog of the domain's process:\n{_read(f'{path}/log')}"
+            report += _backends_log(f"{path}/device-log")
         kept = _keep_report(self.config.name, report) if report else ""
+        if self._backends is not None and (self.config.stats or self.config.json):
+            facts |= {f"stat.{key}": value for key, value in self._backends.stats().items()}
         self._release()
         return End(facts, kept)
 
@@ -384,6 +444,14 @@ class Domain:
 def _read(path: str) -> str:
     with open(path, encoding="utf-8", errors="replace", newline="") as file:
         return file.read()
+
+
+def _backends_log(path: str) -> str:
+    """Return what the backends said, for a report, if there were any."""
+    try:
+        return f"\nlog of its backends:\n{_read(path)}"
+    except OSError:
+        return ""
 
 
 def _create(path: str) -> int:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 FILES: Final = ("control", "log", "end", "report", "lock")
+DEVICE: Final = "device-"  # what the names of all that belongs to a device begin with
 SOCKET_PATH_MAX: Final = 107  # sockaddr_un
 REMEDY: Final = "set KVMPV_RUN_DIR to a folder of yours"
 
@@ -90,6 +91,7 @@ class RunDirectory:
             )
         for stale in FILES[:-1]:
             _unlink(f"{self.path}/{stale}")
+        _remove_devices(self.path)
 
     def _take_lock(self) -> int:
         """Return the descriptor of the lock, or -1 when another has it."""
@@ -150,9 +152,21 @@ class RunDirectory:
 
 
 def _remove(path: str) -> None:
+    _remove_devices(path)
     for file in FILES:
         _unlink(f"{path}/{file}")
     _remove_empty(path)
+
+
+def _remove_devices(path: str) -> None:
+    """Remove what the devices' backends have there."""
+    try:
+        names = os.listdir(path)
+    except OSError:
+        return
+    for name in names:
+        if name.startswith(DEVICE):
+            _unlink(f"{path}/{name}")
 
 
 def _remove_empty(path: str) -> None:

@@ -19,6 +19,8 @@ WORD_CHARACTERS: Final = frozenset(
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
 )
 
+ESCAPED: Final = frozenset(b"%, \t\r\n")
+
 
 class Field:
     """One key of a spec. ``kind`` is flag, int, size, word or text, or a tuple of what may stand.
@@ -165,6 +167,14 @@ def split(text: str) -> list[str]:
             rest = rest[1:]
         else:
             parts.append("")
+
+
+def escape(text: str) -> str:
+    """Return a value as it can stand in a worker's orders: see kvmpv/dom0/orders.py."""
+    octets = os.fsencode(text)
+    return os.fsdecode(
+        b"".join(b"%%%02X" % one if one in ESCAPED else bytes([one]) for one in octets)
+    )
 
 
 def _nearest(name: str, known: Mapping[str, Field]) -> str:

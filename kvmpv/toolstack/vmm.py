@@ -54,6 +54,12 @@ class Descriptors:
             self.words.append(f"memory={gpa:#x}:{length:#x}:{fd}:{offset:#x}")
             offset += length
 
+    def give_device(self, number: int, order: str, fd: int) -> None:
+        """Hand the socket of a device's backend over; ``order`` is KIND[,key=value...]."""
+        self.fds[f"device{number}"] = fd
+        kind, comma, rest = order.partition(",")
+        self.words.append(f"device={number},{kind},{fd}{comma}{rest}")
+
     def actions(self) -> list[tuple[int, int, int]]:
         """Return posix_spawn's file actions: a dup2 onto itself makes a descriptor inherited."""
         return [(os.POSIX_SPAWN_DUP2, fd, fd) for key, fd in self.fds.items() if key != "log"]
