@@ -87,6 +87,11 @@ void command_race(void);
 void command_again(void);
 void command_upstorm(void);
 void command_jump(void);
+void command_virtio(void);
+void command_disk(void);
+void command_badrings(void);
+void command_resets(void);
+void command_watchdisk(void);
 
 static inline long hypercall(u64 number, u64 first, u64 second, u64 third)
 {

@@ -55,6 +55,8 @@ void command_requests(void)
 
 		if (get(&record))
 			break;
+		if (record.pending & KVMPV_REQUEST_DEVICES && option("devices", 0))
+			return;
 		if (record.pending)
 			act(&record);
 		else

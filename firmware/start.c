@@ -26,10 +26,13 @@ static const struct {
 	{ "preserved", command_preserved, 1 },
 	{ "usermode", command_usermode, 1 },
 	{ "compat", command_compat, 1 },
+	{ "virtio", command_virtio, 1 },
 	{ "again", command_again, 0 },
+	{ "badrings", command_badrings, 0 },
 	{ "bench", command_bench, 0 },
 	{ "bindstorm", command_bindstorm, 0 },
 	{ "crash", command_crash, 0 },
+	{ "disk", command_disk, 0 },
 	{ "echo", command_echo, 0 },
 	{ "exec", command_exec, 0 },
 	{ "flood", command_flood, 0 },
@@ -41,11 +44,13 @@ static const struct {
 	{ "race", command_race, 0 },
 	{ "reboot", command_reboot, 0 },
 	{ "requests", command_requests, 0 },
+	{ "resets", command_resets, 0 },
 	{ "sendstorm", command_sendstorm, 0 },
 	{ "spin", command_spin, 0 },
 	{ "triple", command_triple, 0 },
 	{ "upstorm", command_upstorm, 0 },
 	{ "userspin", command_userspin, 0 },
+	{ "watchdisk", command_watchdisk, 0 },
 };
 
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))

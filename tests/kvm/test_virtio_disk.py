@@ -1,0 +1,176 @@
+"""A disk over the virtio transport: the guest's driver, the real VMM, a backend of the test's."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.kvm import refguest
+from tests.kvm.backends import Disk, DiskGuest
+
+if TYPE_CHECKING:
+    from kvmpv import End
+
+
+def run(test: str, *disks: Disk, **options: object) -> tuple[End, DiskGuest]:
+    with DiskGuest(test, *disks, **options) as guest:
+        return guest.end(), guest
+
+
+def wait_for_device(guest: DiskGuest, fact: str, value: str) -> None:
+    """Wait until the VMM says so of a device."""
+    deadline = time.monotonic() + refguest.PATIENCE
+    while guest.domain.control("devices").get(fact, "") != value:
+        assert time.monotonic() < deadline, guest.domain.control("devices")
+
+
+def test_transport_does_as_its_document_says() -> None:
+    end, guest = run("virtio", Disk(0), Disk(7))
+    assert guest.failures == []
+    assert "virtio 2 devices" in guest.text
+    assert end.kind == "poweroff"
+
+
+def test_disk_is_written_flushed_and_read_back() -> None:
+    disk = Disk(3)
+    with DiskGuest("disk n=32 depth=16 size=4096", disk) as guest:
+        guest.end()
+        assert guest.failures == []
+        assert os.pread(disk.image, 8, 512 * 9) == (0x6B766D7076000000 + 9).to_bytes(8, "little")
+
+
+def exits_of(requests: int) -> int:
+    end, guest = run(f"disk n={requests} depth=8", Disk(0), stats=True)
+    assert guest.failures == []
+    assert end.stats["device0_doorbell_exits"] == 0
+    exits: int = end.stats["exits_to_user_space"]
+    return exits
+
+
+def test_requests_do_not_enter_the_vmm() -> None:
+    assert exits_of(16) == exits_of(400)
+
+
+def test_disk_comes_up_with_about_ten_exits() -> None:
+    end, _ = run("disk n=8", Disk(0), stats=True)
+    calls = ("virtio_open", "virtio_status", "virtio_queue", "virtio_bind", "virtio_devices")
+    assert sum(end.stats[f"hypercall_{name}"] for name in calls) <= 7  # one status is the reset
+    assert end.stats["interrupt_reroutes"] == 1
+
+
+def test_broken_rings_stop_the_device_until_its_reset() -> None:
+    end, guest = run("badrings", Disk(0))
+    assert guest.failures == []
+    assert guest.text.count("status 4f") == guest.text.count("broken ") == 11
+    assert end.kind == "poweroff"
+
+
+def test_resets_in_flight_and_kicks_at_nothing_do_no_harm() -> None:
+    end, guest = run("resets n=20", Disk(0), stats=True)
+    assert guest.failures == []
+    assert end.stats["device0_doorbell_exits"] > 40
+
+
+def test_killed_backends_requests_are_answered_by_the_next() -> None:
+    disk = Disk(0, hold="1")
+    with DiskGuest("disk n=8 depth=8", disk) as guest:
+        guest.expect("disk sectors")
+        for connections in ("2", "3"):
+            disk.kill()
+            wait_for_device(guest, "0.backend", "away")
+            guest.replace(disk, hold=str(3 - int(connections)))
+            wait_for_device(guest, "0.connections", connections)
+        guest.end()
+        assert guest.failures == []
+        assert {"disk-written", "disk-read-back"} <= guest.passed
+
+
+@pytest.mark.parametrize("request_under_way", [0, 1])
+def test_backend_without_a_log_is_replaced_only_when_it_owes_nothing(
+    request_under_way: int,
+) -> None:
+    disk = Disk(0, log="0")
+    with DiskGuest(f"watchdisk until=4096 request={request_under_way}", disk) as guest:
+        guest.expect("change status f")
+        disk.kill()
+        if request_under_way:
+            # It was answered before the kill: nothing is owed, but what comes now waits.
+            wait_for_device(guest, "0.backend", "away")
+        guest.replace(disk)
+        wait_for_device(guest, "0.backend", "connected")
+        os.ftruncate(disk.image, 4096 * 512)
+        guest.expect("sectors 4096")
+        guest.end()
+        assert guest.failures == []
+        assert "status 4f" not in guest.text
+
+
+def test_lost_requests_reset_the_device_or_end_the_domain_as_configured() -> None:
+    for loss, kind in (("reset", "poweroff"), ("crash", "crash")):
+        disk = Disk(0, order=f",loss={loss}", log="0", hold="1")
+        with DiskGuest("watchdisk request=1", disk) as guest:
+            guest.expect("watching")
+            time.sleep(0.2)  # the backend has taken the request by now, or it is lost all the same
+            disk.kill()
+            if loss == "reset":
+                guest.expect("status 4f")
+                disk.options = {}
+                guest.replace(disk)
+            end = guest.end()
+        assert end.kind == kind
+        assert guest.failures == []
+
+
+def test_grown_disk_is_seen_by_its_guest() -> None:
+    disk = Disk(0)
+    with DiskGuest("watchdisk until=6144", disk) as guest:
+        guest.expect("watching")
+        os.ftruncate(disk.image, 6144 * 512)
+        guest.expect("generation 4 sectors 6144")
+        guest.end()
+        assert guest.failures == []
+
+
+def test_disk_comes_and_goes_while_the_guest_runs() -> None:
+    late = Disk(0)
+    with DiskGuest("requests,watchdisk,requests devices=1") as guest:
+        guest.disks = (late,)
+        guest.expect("ready")
+        assert guest.send("device-add blk queues=1", late.start()) == "ok number=0"
+        guest.expect("change status f")
+        guest.domain.control("device-remove 0")
+        guest.expect("removed 1")
+        guest.expect("devices 0")
+        wait_for_device(guest, "0.kind", "")
+        assert guest.end().kind == "poweroff"
+
+
+def test_reboot_opens_the_disk_again() -> None:
+    disk = Disk(0)
+    with DiskGuest("disk,reboot n=8", disk) as guest:
+        guest.expect("seed")
+        guest.domain.exec_port.sendall(b"r")
+        del guest.output[:]
+        guest.expect("seed")
+        assert guest.domain.control("devices")["0.connections"] == "1"
+        guest.domain.attach(1).sendall(b"p")
+        guest.end()
+        assert guest.failures == []
+
+
+def test_silent_backend_holds_up_neither_pause_nor_end() -> None:
+    disk = Disk(0)
+    with DiskGuest("watchdisk", disk) as guest:
+        guest.expect("watching")
+        assert disk.process is not None
+        disk.process.send_signal(19)  # SIGSTOP: it is there, and never answers
+        os.ftruncate(disk.image, 4096 * 512)
+        started = time.monotonic()
+        guest.domain.pause()
+        guest.domain.resume()
+        assert guest.domain.status()["state"] == "running"
+        assert guest.domain.kill().kind == "killed"
+        assert time.monotonic() - started < 3
