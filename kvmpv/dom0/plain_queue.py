@@ -6,6 +6,7 @@ that into NEEDS_RESET.
 
 from __future__ import annotations
 
+import _thread
 import os
 
 from kvmpv.errors import VhostUserError
@@ -16,6 +17,7 @@ from kvmpv.virtio.ring import DeviceRing, RingBroken
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Final
 
     from kvmpv.dom0.slot import Slot
     from kvmpv.vhostuser.device import Vring
@@ -23,13 +25,29 @@ if TYPE_CHECKING:
     from kvmpv.virtio.ring import Chain
 
 
-class PlainQueue:
-    """Call ``serve`` when the driver kicks, and while the queue is enabled.
+# What a device offers that is served by such queues.
+PLAIN_FEATURES: Final = 1 << spec.F_VERSION_1 | 1 << spec.F_INDIRECT_DESC | 1 << spec.F_EVENT_IDX
+# Taking a lock is the full barrier that must lie between asking for a kick and a last look.
+FENCE: Final = _thread.allocate_lock()
 
-    Kicks are never suppressed: no fence is needed then, and a device that is here has few.
+
+class PlainQueue:
+    """Call ``serve`` when the driver kicks, while the queue is enabled.
+
+    A ``pop`` that finds nothing is a promise: the driver kicks when there is something again. The
+    driver is always signalled, which it bears.
     """
 
-    __slots__ = ("_dirty", "_serve", "_slot", "_vring", "broken", "recovered", "ring")
+    __slots__ = (
+        "_dirty",
+        "_event_index",
+        "_serve",
+        "_slot",
+        "_vring",
+        "broken",
+        "recovered",
+        "ring",
+    )
 
     def __init__(
         self,
@@ -47,6 +65,7 @@ class PlainQueue:
         self._vring = vring
         self._serve = serve
         self._dirty = False
+        self._event_index = bool(features >> spec.F_EVENT_IDX & 1)
         self.broken = False
         self.ring = DeviceRing(
             regions,
@@ -87,7 +106,12 @@ class PlainQueue:
         try:
             if self.recovered:
                 return self.ring.walk(self.recovered.pop(0))
-            return self.ring.pop()
+            chain = self.ring.pop()
+            if chain is None and self._event_index:
+                self.ring.enable_kicks()
+                with FENCE:
+                    chain = self.ring.pop()
+            return chain
         except RingBroken as broken:
             self.fail(str(broken))
             return None

@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 import time
 
-from kvmpv.dom0.plain_queue import PlainQueue
+from kvmpv.dom0.plain_queue import PLAIN_FEATURES, PlainQueue
 from kvmpv.dom0.slot import ServedDevice
 from kvmpv.errors import BadInput
 from kvmpv.vhostuser import message
-from kvmpv.virtio import spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class TokenBucket:
 class RngDevice(ServedDevice):
     """One queue of buffers that are filled with random bytes."""
 
-    features = 1 << spec.F_VERSION_1 | 1 << spec.F_INDIRECT_DESC
+    features = PLAIN_FEATURES
     # A request is taken and given back in one go: nothing is lost with a worker that dies.
     protocol_features = message.PF_INFLIGHT_SHMFD
     queue_count = 1

@@ -1,0 +1,42 @@
+"""QEMU 7.2 as the front end of our worker: a guest under plain emulation, with our kernel."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvmpv.cache import folder
+
+if TYPE_CHECKING:
+    from tests.host.dom0.workers import Worker
+
+
+def run(worker: Worker, device: str, command: str, *more: str, seconds: float = 40) -> str:
+    """Run a command in a guest that has device 0 of the worker; return what the console showed.
+
+    ``device`` is QEMU's name of the device and its options, less the connection.
+    """
+    images = Path(folder()) / "current"
+    fd = worker.frontends[0].fileno()
+    words = f'console=ttyS0 quiet panic=-1 reboot=t kvmpv.end=reboot kvmpv.run="{command}"'
+    done = subprocess.run(
+        [
+            *("qemu-system-x86_64", "-machine", "microvm,acpi=off,memory-backend=ram"),
+            *("-accel", "tcg", "-cpu", "max", "-m", "192", "-no-user-config", "-nodefaults"),
+            *("-display", "none", "-no-reboot", "-serial", "stdio"),
+            *("-object", "memory-backend-memfd,id=ram,size=192M,share=on"),
+            *("-kernel", str(images / "vmlinux"), "-initrd", str(images / "initrd.cpio")),
+            *("-append", words, "-chardev", f"socket,id=c,fd={fd}"),
+            *("-device", f"{device},chardev=c", *more),
+        ],
+        pass_fds=[fd],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=seconds,
+        check=False,
+    )
+    output = done.stdout.decode("utf-8", "replace").replace("\r\n", "\n")
+    assert done.returncode == 0, output
+    return output
