@@ -63,13 +63,16 @@ def ioctl(int fd, unsigned long request, arg=0):
     return result
 
 
+cdef int enter(int fd) noexcept nogil:
+    cdef int result = c_ioctl(fd, KVM_RUN, 0)
+    return -errno if result < 0 else 0
+
+
 def run(int fd):
     """Enter the guest: return 0 at an exit, or -errno (-EINTR: kicked or immediate_exit)."""
     cdef int result
     with nogil:
-        result = c_ioctl(fd, KVM_RUN, 0)
-        if result < 0:
-            result = -errno
+        result = enter(fd)
     return result
 
 

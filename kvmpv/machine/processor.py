@@ -12,7 +12,7 @@ import errno
 from kvmpv import abi
 from kvmpv.errors import KvmError
 from kvmpv.kvm import uapi
-from kvmpv.kvm._ioctl import run
+from kvmpv.machine import _gate
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,26 +28,6 @@ KICK_SIGNAL: Final = signal.SIGRTMIN + 1
 MASK64: Final = (1 << 64) - 1
 REGS: Final = uapi.KVM_SYNC_X86_REGS
 SREGS: Final = uapi.KVM_SYNC_X86_SREGS
-GATE: Final = uapi.port_word(abi.GATE_PORT_NUMBER, 4)
-# The exit loop's own names: a lookup in another module costs as much as the read that follows it.
-WORD: Final = uapi.RUN_IO_WORD64
-REASON: Final = uapi.RUN_EXIT_REASON32
-PORT_EXIT: Final = uapi.KVM_EXIT_IO
-CS_L: Final = uapi.RUN_CS_L8
-SS_DPL: Final = uapi.RUN_SS_DPL8
-DIRTY: Final = uapi.RUN_DIRTY_REGS64
-RAX: Final = uapi.RUN_RAX64
-RDI: Final = uapi.RUN_RDI64
-RSI: Final = uapi.RUN_RSI64
-R8: Final = uapi.RUN_R8_64
-R9: Final = uapi.RUN_R9_64
-R10: Final = uapi.RUN_R10_64
-
-UNKNOWN: Final = -1  # the number that all unknown calls are counted under
-
-
-def _unknown(_cpu: int, *_: int) -> int:
-    return -abi.ENOSYS
 
 
 class Processor:
@@ -57,9 +37,9 @@ class Processor:
     """
 
     __slots__ = (
+        "_gate",
         "_machine",
         "_thread",
-        "calls",
         "exits",
         "idle",
         "index",
@@ -76,11 +56,16 @@ class Processor:
         self.index = vcpu.index
         self.idle = _thread.allocate_lock()
         self.up = False
-        self.calls: dict[int, int] = {}  # hypercalls by number
+        self._gate: _gate.Gate | None = None
         self.exits: dict[int, int] = {}  # other exits by reason
         self.reset_sregs = vcpu.sregs()
         self.reset_lapic = vcpu.lapic()
         vcpu.sync(REGS | SREGS)
+
+    @property
+    def calls(self) -> dict[int, int]:
+        """How many hypercalls there were, by number; all that are unknown count as UNKNOWN."""
+        return self._gate.calls if self._gate is not None else {}
 
     def start(self) -> None:
         """Start the thread; the vCPU's registers are set."""
@@ -108,35 +93,17 @@ class Processor:
 
     def _loop(self) -> None:
         """Run the vCPU until it goes down or its machine ends."""
-        vcpu, fd = self.vcpu, self.vcpu.fd
-        page8, page32, page64 = vcpu.page8, vcpu.page32, vcpu.page64
-        handlers, calls, index = self._machine.handlers, self.calls, self.index
+        vcpu = self.vcpu
+        if self._gate is None:
+            self._gate = _gate.Gate(self._machine.handlers, self.index)
+        serve, fd, page = self._gate.serve, vcpu.fd, vcpu.page8
         while True:
-            error = run(fd)
-            if error:
-                if not self._interrupted(-error):
-                    return
-                continue
-            if page64[WORD] != GATE or page32[REASON] != PORT_EXIT:
-                if not self._other_exit():
-                    return
-                continue
-            if page8[CS_L] and not page8[SS_DPL]:
-                number = page64[RAX]
-                handler = handlers.get(number)
-                if handler is None:
-                    number, handler = UNKNOWN, _unknown
-                calls[number] = calls.get(number, 0) + 1
-                result = handler(
-                    index, page64[RDI], page64[RSI], page64[R8], page64[R9], page64[R10]
-                )
-                if result is None:
-                    vcpu.complete_exit()
-                    return
-            else:
-                result = -abi.EPERM
-            page64[RAX] = result & MASK64
-            page64[DIRTY] = REGS
+            what = serve(fd, page)
+            if what == _gate.DOWN:
+                vcpu.complete_exit()
+                return
+            if not (self._other_exit() if what == _gate.OTHER else self._interrupted(-what)):
+                return
 
     def _interrupted(self, error: int) -> bool:
         if error == errno.EINTR:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kvmpv import abi
 from kvmpv.kvm import exits
-from kvmpv.machine.processor import UNKNOWN
+from kvmpv.machine._gate import UNKNOWN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
