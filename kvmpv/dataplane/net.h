@@ -17,9 +17,9 @@
 #include <stdio.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "bucket.h"
 #include "ring.h"
 
 #define NET_BATCH 64		/* packets between two looks at whether to stop */
@@ -37,83 +37,30 @@
 
 #define NET_NUM_BUFFERS 10	/* where struct virtio_net_hdr_v1 has it */
 
-static inline uint64_t net_now(void)
-{
-	struct timespec now;
-
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	return now.tv_sec * 1000000000ULL + now.tv_nsec;
-}
-
-/* ---- limits: token buckets that a device's queues share, one set for each direction */
-
-struct net_bucket {
-	uint64_t rate;		/* a second; 0: no limit */
-	uint64_t burst;
-	double tokens;		/* may be negative: a packet is let through whole */
-};
-
-struct net_limits {
-	pthread_mutex_t lock;
-	bool any;
-	uint64_t filled;	/* when */
-	struct net_bucket bytes;
-	struct net_bucket packets;
-};
-
-static inline void net_bucket_set(struct net_bucket *bucket, uint64_t rate, uint64_t burst)
-{
-	bucket->rate = rate;
-	bucket->burst = burst ? burst : rate / 10 + 1;
-	bucket->tokens = bucket->burst;
-}
-
-static inline void net_limits_set(struct net_limits *limits, uint64_t bps, uint64_t bps_burst,
-				  uint64_t pps, uint64_t pps_burst)
-{
-	pthread_mutex_lock(&limits->lock);
-	net_bucket_set(&limits->bytes, bps, bps_burst);
-	net_bucket_set(&limits->packets, pps, pps_burst);
-	limits->filled = net_now();
-	__atomic_store_n(&limits->any, bps || pps, __ATOMIC_RELEASE);
-	pthread_mutex_unlock(&limits->lock);
-}
-
-/* Fill for the time that has passed; how many ns until it is no longer in debt. */
-static inline uint64_t net_bucket_fill(struct net_bucket *bucket, uint64_t passed)
-{
-	if (!bucket->rate)
-		return 0;
-	bucket->tokens += (double)bucket->rate * passed / 1e9;
-	if (bucket->tokens > bucket->burst)
-		bucket->tokens = bucket->burst;
-	return bucket->tokens > 0 ? 0 : (uint64_t)(-bucket->tokens * 1e9 / bucket->rate) + 1000;
-}
+/* ---- limits: what has come through is taken from the bucket, which may then owe */
 
 /* How many ns the next packet has to wait. */
-static inline uint64_t net_limits_wait(struct net_limits *limits)
+static inline uint64_t net_limits_wait(struct limits *limits)
 {
-	uint64_t now, bytes, packets;
+	uint64_t now, packets, bytes;
 
-	if (usually(!__atomic_load_n(&limits->any, __ATOMIC_ACQUIRE)))
+	if (usually(!limits_any(limits)))
 		return 0;
-	pthread_mutex_lock(&limits->lock);
-	now = net_now();
-	bytes = net_bucket_fill(&limits->bytes, now - limits->filled);
-	packets = net_bucket_fill(&limits->packets, now - limits->filled);
-	limits->filled = now;
-	pthread_mutex_unlock(&limits->lock);
+	now = now_ns();
+	packets = bucket_take(&limits->operations, now, 0);
+	bytes = bucket_take(&limits->bytes, now, 0);
 	return bytes > packets ? bytes : packets;
 }
 
-static inline void net_limits_take(struct net_limits *limits, uint64_t bytes)
+static inline void net_limits_take(struct limits *limits, uint64_t bytes)
 {
-	if (usually(!__atomic_load_n(&limits->any, __ATOMIC_ACQUIRE)))
+	uint64_t now;
+
+	if (usually(!limits_any(limits)))
 		return;
-	pthread_mutex_lock(&limits->lock);
-	limits->bytes.tokens -= bytes;
-	limits->packets.tokens -= 1;
-	pthread_mutex_unlock(&limits->lock);
+	now = now_ns();
+	bucket_take(&limits->operations, now, 1);
+	bucket_take(&limits->bytes, now, bytes);
 }
 
 /* ---- a queue */
@@ -136,7 +83,7 @@ struct net_stock {
 
 struct net_queue {
 	struct vring ring;
-	struct net_limits *limits;
+	struct limits *limits;
 	struct net_counters counters;
 	int tap, kick, call, err;
 	int stop;		/* eventfd: end the thread */
@@ -209,7 +156,7 @@ static inline void net_adapt(struct net_queue *queue, uint64_t slept)
 static inline void net_sleep(struct net_queue *queue, int epoll)
 {
 	struct epoll_event events[3];
-	uint64_t before = net_now();
+	uint64_t before = now_ns();
 	int count, i;
 
 	net_count(&queue->counters.sleeps, 1);
@@ -218,14 +165,14 @@ static inline void net_sleep(struct net_queue *queue, int epoll)
 	for (i = 0; i < count; i++)
 		if (events[i].data.fd == queue->kick)
 			net_count(&queue->counters.kicks, 1);
-	net_adapt(queue, net_now() - before);
+	net_adapt(queue, now_ns() - before);
 }
 
 /* Wait for the driver to make something available; it may come at once. */
 static inline void net_wait_for_driver(struct net_queue *queue)
 {
 	if (queue->spin) {
-		uint64_t end = net_now() + queue->spin;
+		uint64_t end = now_ns() + queue->spin;
 
 		do {
 			int i;
@@ -235,7 +182,7 @@ static inline void net_wait_for_driver(struct net_queue *queue)
 					return;
 				__builtin_ia32_pause();
 			}
-		} while (net_now() < end && !net_stopping(queue));
+		} while (now_ns() < end && !net_stopping(queue));
 	}
 	if (!vring_enable_kicks(&queue->ring) && !net_stopping(queue))
 		net_sleep(queue, queue->wait_kick);
@@ -456,7 +403,7 @@ static inline void net_deliver(struct net_queue *queue, uint64_t length, uint64_
 static inline bool net_wait_for_packet(struct net_queue *queue, uint64_t *since)
 {
 	if (queue->spin) {
-		uint64_t now = net_now();
+		uint64_t now = now_ns();
 
 		if (!*since)
 			*since = now;

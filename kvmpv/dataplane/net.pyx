@@ -14,16 +14,18 @@ import os
 from kvmpv.errors import BadInput, HostError
 
 
-cdef extern from "<pthread.h>" nogil:
-    ctypedef struct pthread_mutex_t:
+cdef extern from "bucket.h" nogil:
+    struct bucket:
         pass
-    int pthread_mutex_init(pthread_mutex_t *mutex, const void *attributes)
+
+    struct limits:
+        bucket operations
+        bucket bytes
+
+    void bucket_set(bucket *bucket, uint64_t rate, uint64_t burst)
 
 
 cdef extern from "net.h" nogil:
-    struct net_limits:
-        pthread_mutex_t lock
-
     struct net_counters:
         uint64_t packets
         uint64_t bytes
@@ -35,7 +37,7 @@ cdef extern from "net.h" nogil:
 
     struct net_queue:
         vring ring
-        net_limits *limits
+        limits *limits
         net_counters counters
         int tap
         int kick
@@ -51,8 +53,6 @@ cdef extern from "net.h" nogil:
         uint8_t header
         bint running
 
-    void net_limits_set(net_limits *limits, uint64_t bps, uint64_t bps_burst, uint64_t pps,
-                        uint64_t pps_burst)
     int net_open(net_queue *queue)
     void net_close(net_queue *queue)
     int net_start(net_queue *queue)
@@ -63,15 +63,13 @@ cdef class Plane:
     """What the queues of one device share: guest memory, and limits for each direction."""
 
     cdef guest_memory memory
-    cdef net_limits to_guest
-    cdef net_limits from_guest
+    cdef limits to_guest
+    cdef limits from_guest
 
     def __cinit__(self):
         memset(&self.memory, 0, sizeof(self.memory))
         memset(&self.to_guest, 0, sizeof(self.to_guest))
         memset(&self.from_guest, 0, sizeof(self.from_guest))
-        pthread_mutex_init(&self.to_guest.lock, NULL)
-        pthread_mutex_init(&self.from_guest.lock, NULL)
 
     def set_memory(self, regions):
         """Take the guest's memory: (guest address, size, our address); no queue runs.
@@ -92,8 +90,13 @@ cdef class Plane:
 
     def limit(self, uint64_t bps, uint64_t bps_burst, uint64_t pps, uint64_t pps_burst):
         """Limit each direction to bytes and packets a second; 0: no limit, or a burst of 0.1 s."""
-        net_limits_set(&self.to_guest, bps, bps_burst, pps, pps_burst)
-        net_limits_set(&self.from_guest, bps, bps_burst, pps, pps_burst)
+        self._limit(&self.to_guest, bps, bps_burst, pps, pps_burst)
+        self._limit(&self.from_guest, bps, bps_burst, pps, pps_burst)
+
+    cdef _limit(self, limits *of, uint64_t bps, uint64_t bps_burst, uint64_t pps,
+                uint64_t pps_burst):
+        bucket_set(&of.bytes, bps, bps_burst or bps // 10 + 1)
+        bucket_set(&of.operations, pps, pps_burst or pps // 10 + 1)
 
 
 cdef class Queue:
