@@ -1,7 +1,8 @@
 """The control socket: one line in, one line out.
 
     status | stats | pause | resume | poweroff | reboot | sysrq KEY | vcpus N | window COLUMNS ROWS
-    | kill | attach PORT | devices | backend NUMBER | device-add KIND key=value... | device-remove N
+    | kill | attach PORT | devices | backend NUMBER | device-add KIND KEY=VALUE...
+    | device-remove NUMBER
 
 The answer is ``ok`` with ``key=value`` words, or ``error`` with a text. docs/control.md says more.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import os
 import re
 import socket
 from pathlib import Path
@@ -12,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmpv import abi
+from kvmpv.errors import BadInput
 from kvmpv.vmm import control as module
 from kvmpv.vmm.control import Control
 
@@ -37,6 +40,32 @@ class FakeMachine:
         self.paused = False
 
 
+class FakeDevices:
+    """A domain's devices: 0 is there, and 1 can be added."""
+
+    def __init__(self) -> None:
+        self.came: list[int] = []
+        self.added: list[tuple[str, dict[str, str]]] = []
+
+    def describe(self) -> dict[str, str | int]:
+        return {"0.kind": "blk", "0.queues": 1}
+
+    def connect(self, number: int, fd: int) -> bool:
+        if not number:
+            self.came.append(fd)
+        return not number
+
+    def add_next(self, kind: str, options: dict[str, str], fd: int) -> int:
+        if kind == "tape":
+            raise BadInput("no kind of device is called 'tape'")
+        self.came.append(fd)
+        self.added.append((kind, options))
+        return 1
+
+    def remove(self, number: int) -> bool:
+        return not number
+
+
 class FakeDomain:
     """A domain that takes notes, and whose epoll is called by hand."""
 
@@ -49,6 +78,7 @@ class FakeDomain:
         self.windows: list[tuple[int, int, int]] = []
         self.killed: list[str] = []
         self.listens = True
+        self.devices = FakeDevices()
         self.ready: dict[int, Callable[[int], None]] = {}
 
     def watch(self, fd: int, ready: Callable[[int], None]) -> None:
@@ -111,6 +141,19 @@ class World:
         self.turn()
         return client.recv(65536).decode().removesuffix("\n")
 
+    def ask_with_socket(self, line: str, count: int = 1) -> str:
+        """Ask with so many sockets beside the line; the other ends are closed at once."""
+        client = self.connect()
+        pairs = [socket.socketpair() for _ in range(count)]
+        fds = array.array("i", [theirs.fileno() for _, theirs in pairs])
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)]
+        client.sendmsg([line.encode() + b"\n"], rights)
+        for pair in pairs:
+            for end in pair:
+                end.close()
+        self.turn()
+        return client.recv(65536).decode().removesuffix("\n")
+
     def close(self) -> None:
         for client in self.clients:
             client.close()
@@ -130,7 +173,7 @@ def world() -> Iterator[World]:
 
 def verbs_of_document() -> dict[str, str]:
     table = DOCUMENT.partition("## The verbs")[2].partition("## Errors")[0]
-    rows = re.findall(r"^\| `(\w+)` \| ([^|]*)\|", table, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w-]+)` \| ([^|]*)\|", table, re.MULTILINE)
     return {verb: arguments.strip() for verb, arguments in rows}
 
 
@@ -147,7 +190,8 @@ def test_document_has_the_limits_of_the_code() -> None:
 
 
 def test_document_has_the_errors_of_the_code(world: World) -> None:
-    shown = set(re.findall(r"^\| `(error [^`]*)`", DOCUMENT, re.MULTILINE))
+    rows = re.findall(r"^\| (`error .*?) \|", DOCUMENT, re.MULTILINE)
+    shown = {error for row in rows for error in re.findall(r"`(error [^`]*)`", row)}
     given = {
         world.ask("nonsense").replace("nonsense", "VERB"),
         world.ask("vcpus two").replace("vcpus", "VERB"),
@@ -155,6 +199,13 @@ def test_document_has_the_errors_of_the_code(world: World) -> None:
         world.ask("window 80 65536"),
         world.ask("sysrq up"),
         world.ask("attach 2"),
+        world.ask("device-remove 7").replace("7", "N"),
+        world.ask_with_socket("backend 7").replace("7", "N"),
+        *(
+            f"error {verb}: TEXT"
+            for verb in ("device-add", "backend")
+            if "socket" in world.ask(f"{verb} 0")
+        ),
     }
     assert shown == given
 
@@ -212,6 +263,34 @@ def test_any_line_has_one_line_for_an_answer(text: str, verb: str) -> None:
         world.close()
     assert answer.partition(" ")[0] in ("ok", "error")
     assert "\n" not in answer
+
+
+# ---- devices
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_socket_that_comes_with_a_line_is_the_backends(world: World) -> None:
+    assert world.ask("devices") == "ok 0.kind=blk 0.queues=1"
+    assert world.ask_with_socket("backend 0") == "ok"
+    assert world.ask_with_socket("device-add fs tag=a%2Cb queues=2") == "ok number=1"
+    assert world.domain.devices.added == [("fs", {"tag": "a,b", "queues": "2"})]
+    for fd in world.domain.devices.came:
+        socket.socket(fileno=fd).close()  # it is open, and nobody else's
+    assert world.ask("device-remove 0") == "ok"
+
+
+def test_sockets_that_nobody_takes_are_closed(world: World) -> None:
+    world.connect()
+    before = descriptors()
+    for line in ("backend 7", "device-add tape", "device-add", "backend", "status", "nonsense"):
+        for count in (1, 4, 9):
+            world.ask_with_socket(line, count)
+            world.clients.pop().close()
+            world.turn()
+    assert descriptors() == before
 
 
 # ---- clients
