@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import kvmpv
-from kvmpv.cli import disk, doctor, image, kernel
+from kvmpv.cli import backend, disk, doctor, image, kernel
 from kvmpv.toolstack.options import OPTIONS
 
 app = typer.Typer(
@@ -99,3 +99,5 @@ app.add_typer(kernel.app, name="kernel")
 app.add_typer(disk.app, name="disk")
 
 app.add_typer(image.app, name="image")
+
+app.add_typer(backend.app, name="backend")
