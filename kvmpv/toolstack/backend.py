@@ -223,6 +223,11 @@ class Backend:
         self.restart_at = now + DELAYS[min(self.deaths, len(DELAYS) - 1)] or 1e-9
         self.deaths += 1
 
+    @property
+    def restart_delay(self) -> float:
+        """Seconds until it is to be started again."""
+        return max(self.restart_at - time.monotonic(), 0.0)
+
     def _reap(self) -> int:
         _, status = os.waitpid(self.pid, 0)
         self._drop()

@@ -488,18 +488,8 @@ def _sum(one: str, other: str) -> str:
 
 def _check_free(device: Device) -> None:
     """Raise ``BadInput`` where somebody has the path of a socket already."""
-    import _socket
-
-    if not os.path.exists(device.text):
+    if not os.path.lexists(device.text):
         return
-    socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
-    try:
-        socket.connect(device.text)
-    except ConnectionRefusedError:
-        processes.unlink(device.text)  # of a worker that was killed
-        return
-    except OSError:
-        pass
-    finally:
-        socket.close()
-    raise device.error("something is there already", "give another path, or remove it")
+    if not processes.is_stale(device.text):
+        raise device.error("something is there already", "give another path, or remove it")
+    processes.unlink(device.text)  # of a worker that was killed

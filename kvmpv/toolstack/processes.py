@@ -18,6 +18,8 @@ else:
 
 PLACES: Final = ("/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/lib/qemu", "/usr/libexec")
 WORKER: Final = os.path.join(os.path.dirname(os.path.dirname(__file__)), "dom0", "__main__.py")
+S_IFMT: Final = 0o170000
+S_IFSOCK: Final = 0o140000
 LAST_LINES: Final = 4096  # bytes of a log that may hold why a process ended
 
 
@@ -89,6 +91,20 @@ def listener(path: str) -> tuple[_socket.socket, _socket.socket]:
     return listening, connected
 
 
+def is_stale(path: str) -> bool:
+    """Say whether a path is a socket that nobody listens at any more."""
+    socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
+    try:
+        socket.connect(path)
+    except ConnectionRefusedError:
+        return os.stat(path).st_mode & S_IFMT == S_IFSOCK
+    except OSError:
+        pass
+    finally:
+        socket.close()
+    return False
+
+
 def unlink(path: str) -> None:
     """Remove a file if it is there."""
     try:
@@ -101,7 +117,10 @@ def last_line(log: int, start: int) -> str:
     """Return the last line that a log has got since it had ``start`` bytes."""
     end = os.fstat(log).st_size
     start = max(start, end - LAST_LINES)
-    text = os.pread(log, end - start, start).decode("utf-8", "replace")
+    try:
+        text = os.pread(log, max(end - start, 0), start).decode("utf-8", "replace")
+    except OSError:
+        return ""  # a terminal, which has shown it
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     return lines[-1] if lines else ""
 

@@ -79,6 +79,7 @@ class Worker(Backend):
         self._control: Lines | None = None
         self._lifeline: _socket.socket | None = None
         self._ready = -1
+        self._theirs: list[_socket.socket] = []  # until the process has them
 
     @property
     def label(self) -> str:
@@ -98,22 +99,27 @@ class Worker(Backend):
         }
         words = [f"name={self.place.name}", *(f"{key}={fd}" for key, fd in fds.items())]
         words += ["restart=1"] if self.deaths else []
-        theirs: list[_socket.socket] = []
         inherited = list(fds.values())
         try:
             for slot in self.slots:
-                ours, other = processes.pair()
-                self.sockets[slot.number] = ours
-                theirs.append(other)
-                inherited += [other.fileno(), *(slot.card.fds if slot.card else [])]
+                fd, word = self.device_socket(slot)
+                inherited += [fd, *(slot.card.fds if slot.card else [])]
                 number, kind = slot.number, slot.device.kind
-                words.append(f"device={number},{kind},{other.fileno()}{worker_words(slot)}")
+                words.append(f"device={number},{kind},{word}{worker_words(slot)}")
             argv = processes.python(processes.WORKER, words)
             self.pid = processes.spawn(argv, inherited, self.place.log)
         finally:
-            for socket in (listening, its_lifeline, *theirs):
+            for socket in (listening, its_lifeline, *self._theirs):
                 socket.close()
+            self._theirs.clear()
             os.close(ready)
+
+    def device_socket(self, slot: Slot) -> tuple[int, str]:
+        """Return the worker's end of a device's new socket, and how its orders name it."""
+        ours, theirs = processes.pair()
+        self.sockets[slot.number] = ours
+        self._theirs.append(theirs)
+        return theirs.fileno(), str(theirs.fileno())
 
     def wait_ready(self) -> None:
         """Wait until all its devices are open."""
