@@ -109,6 +109,11 @@ void live_add(const char *path);
 int live_refresh(const uint8_t *names, size_t length);
 void live_sync(void);
 
+/* network.c, dhcp.c: a small guest's networks */
+void network_start(void);
+void network_resolver(const char *domain, const uint32_t *servers, int count);
+int dhcp_start(const char *name, int index, const uint8_t mac[6], int ready);
+
 /* init.c: process 1 */
 extern int is_init;
 extern int ends_machine;	/* is process 1, or may tell it */

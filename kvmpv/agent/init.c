@@ -6,6 +6,7 @@
 #include "agent.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -30,6 +31,7 @@ const char *const default_env[] = {
 static char cmdline[4096];
 static char *run_command;	/* kvmpv.run= */
 static const char *hostname = "kvmpv";	/* kvmpv.hostname=, or the kernel's own hostname= */
+static int no_network;		/* kvmpv.net=off */
 static int end = POWER_OFF;	/* kvmpv.end= */
 static enum { SHELL_ON, SHELL_OFF, SHELL_ONCE } shell;	/* kvmpv.shell= */
 static int child;		/* the shell, or kvmpv.run's command */
@@ -95,6 +97,27 @@ static const char *value_of(const char *word, const char *key)
 	return strncmp(word, key, n) ? NULL : word + n;
 }
 
+/* TAG[:PATH]: a folder of the host, at /mnt/TAG if there is no PATH. */
+static void mount_share(const char *value)
+{
+	size_t tag_size = strcspn(value, ":");
+	const char *path = value[tag_size] ? value + tag_size + 1 : NULL;
+	char tag[64], place[512];
+
+	if (!tag_size || tag_size >= sizeof(tag))
+		return;
+	memcpy(tag, value, tag_size);
+	tag[tag_size] = 0;
+	snprintf(place, sizeof(place), "%s%s", path ? path : "/mnt/", path ? "" : tag);
+	for (char *at = place + 1; (at = strchr(at, '/')); *at++ = '/') {
+		*at = 0;
+		mkdir(place, 0755);
+	}
+	mkdir(place, 0755);
+	if (mount(tag, place, "virtiofs", 0, NULL) < 0)
+		dprintf(2, "init: cannot mount %s at %s: %s\n", tag, place, strerror(errno));
+}
+
 static void option(char *word)
 {
 	const char *value;
@@ -108,6 +131,10 @@ static void option(char *word)
 		hostname = NULL;
 	else if ((value = value_of(word, "kvmpv.run=")))
 		run_command = (char *)value;
+	else if ((value = value_of(word, "kvmpv.share=")))
+		mount_share(value);
+	else if ((value = value_of(word, "kvmpv.net=")))
+		no_network = !strcmp(value, "off");
 	else if ((value = value_of(word, "kvmpv.end=")))
 		end = !strcmp(value, "reboot") ? POWER_REBOOT :
 		      !strcmp(value, "halt") ? POWER_HALT : POWER_OFF;
@@ -128,6 +155,8 @@ void init_configure(void)
 	if (hostname)
 		sethostname(hostname, strlen(hostname));
 	reboot(RB_DISABLE_CAD);
+	if (!no_network)
+		network_start();
 }
 
 static int on_terminal(const char *file, const char *const *argv)
