@@ -162,7 +162,7 @@ class NetDevice(ServedDevice):
         self._plane.set_log(*(self._log if wanted else (0, 0)))
 
     def start_queue(self, index: int, vring: Vring) -> None:
-        """Serve a queue; one that transmits but is not enabled loses its packets."""
+        """Serve a queue, once it is enabled."""
         base = -1 if vring.inflight else vring.base
         queue: Carried
         if self._in_kernel:
@@ -170,7 +170,8 @@ class NetDevice(ServedDevice):
         else:
             queue = OwnQueue(self._make_queue(index, vring, base), bool(index % 2))
         self._queues[index] = queue
-        queue.enable(vring.enabled)
+        if vring.enabled:  # else it waits: what a guest sent meanwhile shall not be lost
+            queue.enable(True)
 
     def _make_queue(self, index: int, vring: Vring, base: int) -> Queue:
         return Queue(

@@ -99,7 +99,8 @@ class Card:
         self.frontend = frontend
         self.memory = memory or Memory(32 << 20)
         frontend.negotiate()
-        frontend.set_features(frontend.features & (features | message.F_PROTOCOL_FEATURES))
+        self.accepted = frontend.features & (features | message.F_PROTOCOL_FEATURES)
+        frontend.set_features(self.accepted)
         frontend.set_mem_table(self.memory.table())
         if inflight:
             fd, length, offset = frontend.get_inflight_fd(2 * pairs, ring)

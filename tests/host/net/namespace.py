@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from kvmpv.hostnet import links
 
@@ -46,9 +46,9 @@ class Namespace:
         assert done.returncode == 0, (argv, done.stderr)
         return str(done.stdout)
 
-    def popen(self, *argv: str, **options: object) -> subprocess.Popen[bytes]:
+    def popen(self, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start a program in it."""
-        return self.call(subprocess.Popen, argv, **options)  # type: ignore[call-overload,no-any-return]
+        return self.call(lambda: subprocess.Popen(argv, **options))
 
     def packets(self, interface: str) -> socket.socket:
         """Return a socket that sends and receives whole frames on an interface."""
