@@ -21,7 +21,7 @@ void command_discovery(void)
 	cpuid(KVMPV_CPUID_FEATURES, out);
 	check("version-leaf", out[0], KVMPV_VERSION_MAJOR << 16 | KVMPV_VERSION_MINOR);
 	check("features-leaf", out[1], KVMPV_FEATURE_PORTS | KVMPV_FEATURE_EVTCHN |
-	      KVMPV_FEATURE_REQUESTS | KVMPV_FEATURE_VCPU);
+	      KVMPV_FEATURE_REQUESTS | KVMPV_FEATURE_VCPU | KVMPV_FEATURE_VIRTIO);
 	check("features-leaf-ecx", out[2], 0);
 	check("gate-kind", out[3] & 0xffff, KVMPV_GATE_PORT);
 	check("gate-port", (out[3] >> 16) != 0, 1);
@@ -105,7 +105,8 @@ void command_version(void)
 	      KVMPV_VERSION_MAJOR << 16 | KVMPV_VERSION_MINOR);
 	check("features-none", hypercall(KVMPV_HC_FEATURES, 0, 0, 0), 0);
 	check("features-ours", hypercall(KVMPV_HC_FEATURES, KVMPV_FEATURE_PORTS |
-	      KVMPV_FEATURE_EVTCHN | KVMPV_FEATURE_REQUESTS | KVMPV_FEATURE_VCPU, 0, 0), 0);
+	      KVMPV_FEATURE_EVTCHN | KVMPV_FEATURE_REQUESTS | KVMPV_FEATURE_VCPU |
+	      KVMPV_FEATURE_VIRTIO, 0, 0), 0);
 	check("features-unknown", hypercall(KVMPV_HC_FEATURES, 0x80000000, 0, 0), -KVMPV_EINVAL);
 	check("features-high", hypercall(KVMPV_HC_FEATURES, 1ul << 40, 0, 0), -KVMPV_EINVAL);
 	check("yield", hypercall(KVMPV_HC_YIELD, 0, 0, 0), 0);
