@@ -13,6 +13,7 @@ import time
 
 from kvmpv.errors import HostError, KvmpvError
 from kvmpv.toolstack import processes
+from kvmpv.toolstack.rundir import DEVICE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,15 +35,26 @@ DELAYS: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
 class Place:
-    """What a domain's backends share: its name, the prefix of its sockets' paths, and their log."""
+    """What a domain's backends share: its name, its folder, and their log, which is a descriptor.
 
-    __slots__ = ("log", "name", "sockets", "vcpus")
+    ``close`` closes the folder; the log is its owner's.
+    """
 
-    def __init__(self, name: str, sockets: str, log: int, vcpus: int) -> None:
+    __slots__ = ("folder", "log", "name", "path")
+
+    def __init__(self, name: str, path: str, log: int) -> None:
         self.name = name
-        self.sockets = sockets
+        self.path = path
+        self.folder = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.log = log
-        self.vcpus = vcpus
+
+    def listener(self, name: str) -> tuple[_socket.socket, _socket.socket]:
+        """Return a listening socket and a connection to it: see processes.listener."""
+        return processes.listener(self.folder, f"{DEVICE}{name}.sock")
+
+    def close(self) -> None:
+        """Close the folder."""
+        os.close(self.folder)
 
     def say(self, text: str) -> None:
         """Write a line to the backends' log."""

@@ -74,7 +74,7 @@ class Backends:
         self._log = os.open(
             f"{folder}/{DEVICE}log", os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
         )
-        self._place = Place(config.name, f"{folder}/{DEVICE}", self._log, config.vcpus)
+        self._place = Place(config.name, folder, self._log)
         self.slots: dict[int, Slot] = {}
         self._backends: list[Backend] = []
         self._cards = 0
@@ -456,6 +456,7 @@ class Backends:
         self._ask(self._close)
         self._ended.acquire()
         os.close(self._wake)
+        self._place.close()
         os.close(self._log)
 
     def _close(self) -> None:

@@ -71,11 +71,13 @@ def pair() -> tuple[_socket.socket, _socket.socket]:
     return _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
 
 
-def listener(path: str) -> tuple[_socket.socket, _socket.socket]:
+def listener(folder: int, name: str) -> tuple[_socket.socket, _socket.socket]:
     """Return a listening socket and a connection to it that waits to be accepted.
 
-    For programs that take no connected socket. The path is gone again when this returns.
+    For programs that take no connected socket. The socket is made in a folder that is open, for
+    its path may be too long for an address, and has no name any more when this returns.
     """
+    path = f"/proc/self/fd/{folder}/{name}"
     listening = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     connected = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_CLOEXEC)
     try:
@@ -85,7 +87,7 @@ def listener(path: str) -> tuple[_socket.socket, _socket.socket]:
     except OSError as error:
         listening.close()
         connected.close()
-        raise HostError(f"cannot make {path}: {error.strerror}", hint="see df") from None
+        raise HostError(f"cannot make {name}: {error.strerror}", hint="see df") from None
     finally:
         unlink(path)
     return listening, connected

@@ -60,10 +60,11 @@ def serve(made: Device, path: str) -> None:
     wake = _follow_signals()
     folder = rundir.RunDirectory(name)
     slot = Slot(0, made, QUEUES)
+    place: Place | None = None
     front: _socket.socket | None = None
     try:
         rundir.sweep()
-        place = Place(name, f"{folder.path}/{rundir.DEVICE}", STDERR, QUEUES)
+        place = Place(name, folder.path, STDERR)
         _hold(slot, name)
         front = _listen(path)
         _run(_Listening(place, [slot], front), wake, f"{made.label} at {path}")
@@ -72,6 +73,8 @@ def serve(made: Device, path: str) -> None:
             front.close()
             processes.unlink(path)
         slot.release()
+        if place is not None:
+            place.close()
         folder.close()
 
 

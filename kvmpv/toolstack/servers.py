@@ -9,6 +9,7 @@ import time
 from kvmpv.errors import HostError
 from kvmpv.toolstack import processes
 from kvmpv.toolstack.backend import READY_PATIENCE, Backend, Place, Slot
+from kvmpv.toolstack.rundir import DEVICE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class StorageDaemon(Backend):
         from kvmpv.toolstack.qmp import Monitor
 
         number = self.slot.number
-        listening, connected = processes.listener(f"{self.place.sockets}{number}.sock")
+        listening, connected = self.place.listener(str(number))
         ours, theirs = processes.pair()
         try:
             argv = [self._program, *self._arguments(listening.fileno(), theirs.fileno())]
@@ -169,7 +170,7 @@ class FileServer(Backend):
 
     def _launch(self) -> None:
         number = self.slot.number
-        listening, connected = processes.listener(f"{self.place.sockets}{number}.sock")
+        listening, connected = self.place.listener(str(number))
         fd = listening.fileno()
         argv = [
             self._program, "-f", f"--fd={fd}",
@@ -212,7 +213,7 @@ class Passt(Backend):
 
     def _launch(self) -> None:
         number = self.slots[0].number
-        path = f"{self.place.sockets}{number}.sock"
+        path = f"{self.place.path}/{DEVICE}{number}.sock"
         argv = [self._program, "--foreground", "--quiet", "--one-off", "--vhost-user", "-s", path]
         for forward in self._net.forwards:
             flag = "-t" if forward.protocol == "tcp" else "-u"

@@ -87,7 +87,7 @@ class Worker(Backend):
         return f"the worker of {self.place.name}"
 
     def _launch(self) -> None:
-        listening, connected = processes.listener(f"{self.place.sockets}{self._mark}.sock")
+        listening, connected = self.place.listener(self._mark)
         lifeline, its_lifeline = processes.pair()
         self._ready, ready = os.pipe2(os.O_CLOEXEC)
         self._control, self._lifeline = Lines(connected), lifeline
