@@ -50,9 +50,9 @@ def handlers(
     requests: Requests,
     scheduling: Scheduling,
     vcpus: Vcpus,
-    virtio: VirtioTransport,
+    virtio: VirtioTransport | None,
 ) -> dict[int, Handler]:
-    """Return every call of the ABI by its number."""
+    """Return every call of the ABI by its number; without a transport there are no devices."""
     return {
         abi.HC_VERSION: version.version,
         abi.HC_FEATURES: version.features,
@@ -74,11 +74,19 @@ def handlers(
         abi.HC_YIELD: scheduling.yield_,
         abi.HC_VCPU_UP: vcpus.up,
         abi.HC_VCPU_DOWN: vcpus.down,
-        abi.HC_VIRTIO_DEVICES: virtio.devices,
-        abi.HC_VIRTIO_OPEN: virtio.open,
-        abi.HC_VIRTIO_STATUS: virtio.status,
-        abi.HC_VIRTIO_QUEUE: virtio.queue,
-        abi.HC_VIRTIO_CONFIG: virtio.config,
-        abi.HC_VIRTIO_BIND: virtio.bind,
-        abi.HC_VIRTIO_CLOSE: virtio.close,
+        abi.HC_VIRTIO_DEVICES: virtio.devices if virtio else _no_devices,
+        abi.HC_VIRTIO_OPEN: virtio.open if virtio else _no_device,
+        abi.HC_VIRTIO_STATUS: virtio.status if virtio else _no_device,
+        abi.HC_VIRTIO_QUEUE: virtio.queue if virtio else _no_device,
+        abi.HC_VIRTIO_CONFIG: virtio.config if virtio else _no_device,
+        abi.HC_VIRTIO_BIND: virtio.bind if virtio else _no_device,
+        abi.HC_VIRTIO_CLOSE: virtio.close if virtio else _no_device,
     }
+
+
+def _no_devices(_cpu: int, *_: int) -> int:
+    return 0
+
+
+def _no_device(_cpu: int, *_: int) -> int:
+    return -abi.ENOENT

@@ -198,12 +198,14 @@ class Control:
     # ---- devices
 
     def _devices(self, _words: list[str]) -> str:
-        facts = self._domain.devices.describe()
+        devices = self._domain.devices
+        facts = {} if devices is None else devices.describe()
         return " ".join(["ok", *(f"{key}={value}" for key, value in facts.items())])
 
     def _backend(self, words: list[str]) -> str:
         number = int(words[0])
-        if not self._domain.devices.connect(number, self._socket("backend")):
+        socket, devices = self._socket("backend"), self._domain.devices
+        if devices is None or not devices.connect(number, socket):
             return f"error backend: there is no device {number}"
         self._fds.pop(0)
         return "ok"
@@ -211,13 +213,16 @@ class Control:
     def _device_add(self, words: list[str]) -> str:
         kind, *options = words
         fd = self._socket("device-add")
+        if self._domain.devices is None:
+            raise BadInput("a domain that was started with no device takes none later")
         number = self._domain.devices.add_next(kind, parse_options(options), fd)
         self._fds.pop(0)
         return f"ok number={number}"
 
     def _device_remove(self, words: list[str]) -> str:
         number = int(words[0])
-        if not self._domain.devices.remove(number):
+        devices = self._domain.devices
+        if devices is None or not devices.remove(number):
             return f"error device-remove: there is no device {number}"
         return "ok"
 

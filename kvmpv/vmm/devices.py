@@ -33,23 +33,16 @@ KINDS: Final = {number: kind for kind, number in spec.KINDS.items()}
 
 
 class Devices:
-    """All devices. ``crash(message)`` ends the domain, ``announce()`` tells the guest of a change.
+    """All devices of the domain; ``attach`` comes first."""
 
-    ``bug(error)`` is given what is a fault of this program.
-    """
+    if TYPE_CHECKING:
+        crash: Callable[[str], None]  # ends the domain
+        _announce: Callable[[], None]
+        _bug: Callable[[BaseException], None]
+        _memory: GuestMemory
 
-    def __init__(
-        self,
-        memory: GuestMemory,
-        crash: Callable[[str], None],
-        announce: Callable[[], None],
-        bug: Callable[[BaseException], None],
-    ) -> None:
-        self.crash = crash
+    def __init__(self) -> None:
         self.devices: dict[int, Device] = {}
-        self._memory = memory
-        self._announce = announce
-        self._bug = bug
         self._transport: VirtioTransport | None = None
         self._epoll = select.epoll()
         self._ready: dict[int, Callable[[], None]] = {}
@@ -57,6 +50,22 @@ class Devices:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._started = False
         self.watch(self._wake, self._do_work)
+
+    def attach(
+        self,
+        memory: GuestMemory,
+        crash: Callable[[str], None],
+        announce: Callable[[], None],
+        bug: Callable[[BaseException], None],
+    ) -> None:
+        """Learn about the domain. ``crash(message)`` ends it, ``announce()`` tells of a change.
+
+        ``bug(error)`` is given what is a fault of this program.
+        """
+        self._memory = memory
+        self.crash = crash
+        self._announce = announce
+        self._bug = bug
 
     # ---- the thread
 

@@ -28,7 +28,6 @@ from kvmpv.machine.machine import Machine
 from kvmpv.machine.processor import KICK_SIGNAL
 from kvmpv.vmm.control import Control
 from kvmpv.vmm.counters import counters
-from kvmpv.vmm.devices import Devices
 from kvmpv.vmm.orders import Orders, parse
 from kvmpv.vmm.trace import Trace
 
@@ -36,6 +35,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
+
+    from kvmpv.vmm.devices import Devices
 else:
     import _signal as signal  # signal itself imports enum, which takes a third of our start
 
@@ -46,7 +47,7 @@ STARTED_WELL = ("poweroff", "reboot", "killed")
 class Domain:
     """The domain that this process is, across its reboots."""
 
-    def __init__(self, orders: Orders) -> None:
+    def __init__(self, orders: Orders, devices: Devices | None) -> None:
         terminated = _follow_signals()
         self.orders = orders
         self.times: dict[str, int] = {"main": time.monotonic_ns()}
@@ -58,9 +59,11 @@ class Domain:
         self.epoll = select.epoll()
         self._ready: dict[int, Callable[[int], None]] = {}
         self._killed = ""
-        self.devices = Devices(self.memory, self._crash, self._devices_changed, self._bug)
-        for order in orders.devices:
-            self.devices.add(order)
+        self.devices = devices
+        if devices is not None:
+            devices.attach(self.memory, self._crash, self._devices_changed, self._bug)
+            for order in orders.devices:
+                devices.add(order)
         self.watch(terminated, lambda _: self.kill("the domain's process was terminated"))
         if orders.lifeline >= 0:
             self.watch(orders.lifeline, lambda _: self.kill("the domain's owner is gone"))
@@ -152,7 +155,7 @@ class Domain:
             self.requests,
             Scheduling(self.memory, machine.end),
             Vcpus(self.memory, machine.vcpu_up, machine.vcpu_down),
-            self.devices.boot(machine, self.events),
+            self.devices.boot(machine, self.events) if self.devices else None,
         )
         if self.orders.trace >= 0:
             trace = Trace(self.orders.trace)
@@ -168,10 +171,9 @@ class Domain:
             self.times["end"] = time.monotonic_ns()
             self.unwatch(machine.ended)
             again = machine.kind == "reboot" and not self._killed
-            if again:
-                self._reset_devices(machine)
-            else:
-                self.devices.cut()
+            if self.devices is not None:
+                self._leave_devices(self.devices, machine, again)
+            if not again:
                 self._write_end(machine)
             machine.close()
             if not again:
@@ -184,13 +186,16 @@ class Domain:
         for fd, events in self.epoll.poll(timeout):
             self._ready[fd](events)
 
-    def _reset_devices(self, machine: Machine) -> None:
-        """Bring all devices back to where a guest's boot finds them."""
+    def _leave_devices(self, devices: Devices, machine: Machine, again: bool) -> None:
+        """Bring all devices to where a guest's boot finds them, or end them."""
+        if not again:
+            devices.cut()
+            return
         machine.stop()
         deadline = time.monotonic() + RESET_PATIENCE
-        while not self.devices.reset_all() and time.monotonic() < deadline and not self._killed:
+        while not devices.reset_all() and time.monotonic() < deadline and not self._killed:
             self._attend(0.02)  # the next backend comes by the control socket
-        self.devices.abandon_all()
+        devices.abandon_all()
 
     def pause(self) -> None:
         """Stop all vCPUs between two instructions."""
@@ -199,7 +204,8 @@ class Domain:
     def resume(self) -> None:
         """Let the vCPUs run on."""
         self.machine.resume()
-        self.devices.resumed()
+        if self.devices is not None:
+            self.devices.resumed()
 
     def _crash(self, message: str) -> None:
         self.machine.end(-1, "crash", message)
@@ -238,7 +244,8 @@ class Domain:
         facts["log_bytes_dropped"] = self.guest_ports.log_dropped
         facts["interrupt_reroutes"] = self.events.reroutes
         facts["boots"] = self.boots
-        facts |= self.devices.counters(self.machine)
+        if self.devices is not None:
+            facts |= self.devices.counters(self.machine)
         facts["cpu_ns"] = time.process_time_ns() - self.cpu_at_run
         start = self.orders.started or self.times["main"]
         for name, moment in self.times.items():
@@ -281,12 +288,20 @@ def _facts(kind: str, message: str, **more: int) -> bytes:
     return "\n".join([*lines, ""]).encode()
 
 
+def _load_devices() -> Devices:
+    """Load what devices need: a quarter of all that the start loads, and many domains have none."""
+    from kvmpv.vmm.devices import Devices
+
+    return Devices()
+
+
 def main(arguments: list[str]) -> None:
     """Run the domain that the arguments describe, and leave without looking back."""
     orders = parse(arguments)
+    devices = _load_devices() if orders.devices else None
     kick_signal(KICK_SIGNAL)
     try:
-        status = Domain(orders).run()
+        status = Domain(orders, devices).run()
     except KvmpvError as error:
         status = error.exit_status
         os.write(orders.end, _facts("bad-input" if status == 2 else "failed", str(error)))

@@ -72,10 +72,10 @@ class Guest:
     def passed(self) -> set[str]:
         return set(re.findall(r"^ok (\S+)$", self.text, re.MULTILINE))
 
-    def expect(self, text: str) -> str:
-        """Wait until the guest has printed something; return all that it printed."""
+    def expect(self, text: str, times: int = 1) -> str:
+        """Wait until the guest has printed something so often; return all that it printed."""
         deadline = time.monotonic() + PATIENCE
-        while text not in self.text:
+        while self.text.count(text) < times:
             assert self._pump(deadline), f"the guest ended before {text!r}:\n{self.text[-2000:]}"
         return self.text
 

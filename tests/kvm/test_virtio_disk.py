@@ -135,10 +135,13 @@ def test_grown_disk_is_seen_by_its_guest() -> None:
 
 
 def test_disk_comes_and_goes_while_the_guest_runs() -> None:
-    late = Disk(0)
-    with DiskGuest("requests,watchdisk,requests devices=1") as guest:
-        guest.disks = (late,)
+    first, late = Disk(0), Disk(1)
+    with DiskGuest("requests,requests,watchdisk,requests devices=1", first) as guest:
         guest.expect("ready")
+        guest.domain.control("device-remove 0")
+        guest.expect("ready", times=2)
+        wait_for_device(guest, "0.kind", "")
+        guest.disks = (first, late)
         assert guest.send("device-add blk queues=1", late.start()) == "ok number=0"
         guest.expect("change status f")
         guest.domain.control("device-remove 0")
@@ -146,6 +149,15 @@ def test_disk_comes_and_goes_while_the_guest_runs() -> None:
         guest.expect("devices 0")
         wait_for_device(guest, "0.kind", "")
         assert guest.end().kind == "poweroff"
+
+
+def test_domain_without_devices_takes_none_later() -> None:
+    late = Disk(0)
+    with DiskGuest("requests") as guest:
+        guest.expect("ready")
+        guest.disks = (late,)
+        assert guest.send("device-add blk", late.start()).startswith("error device-add: ")
+        assert guest.domain.control("devices") == {}
 
 
 def test_reboot_opens_the_disk_again() -> None:
