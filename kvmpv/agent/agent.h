@@ -109,7 +109,11 @@ void live_add(const char *path);
 int live_refresh(const uint8_t *names, size_t length);
 void live_sync(void);
 
+/* root.c: another root file system */
+int root_switch(const char *source, const char *type, int read_only, const char *init);
+
 /* network.c, dhcp.c: a small guest's networks */
+#define NETWORK_RESOLVER "/run/resolv.conf"	/* where resolv.conf is */
 void network_start(void);
 void network_resolver(const char *domain, const uint32_t *servers, int count);
 int dhcp_start(const char *name, int index, const uint8_t mac[6], int ready);

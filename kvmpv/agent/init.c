@@ -32,6 +32,10 @@ static char cmdline[4096];
 static char *run_command;	/* kvmpv.run= */
 static const char *hostname = "kvmpv";	/* kvmpv.hostname=, or the kernel's own hostname= */
 static int no_network;		/* kvmpv.net=off */
+static const char *root, *root_type, *root_init;	/* root=, rootfstype=, init= */
+static int root_read_only;	/* ro */
+static const char *shares[64];	/* kvmpv.share= */
+static unsigned int share_count;
 static int end = POWER_OFF;	/* kvmpv.end= */
 static enum { SHELL_ON, SHELL_OFF, SHELL_ONCE } shell;	/* kvmpv.shell= */
 static int child;		/* the shell, or kvmpv.run's command */
@@ -118,6 +122,23 @@ static void mount_share(const char *value)
 		dprintf(2, "init: cannot mount %s at %s: %s\n", tag, place, strerror(errno));
 }
 
+/* Those of the kernel's own that are left to process 1 when there is an initial file system. */
+static void kernel_option(const char *word)
+{
+	const char *value;
+
+	if (value_of(word, "hostname="))
+		hostname = NULL;
+	else if ((value = value_of(word, "root=")))
+		root = value;
+	else if ((value = value_of(word, "rootfstype=")))
+		root_type = value;
+	else if ((value = value_of(word, "init=")))
+		root_init = value;
+	else if (!strcmp(word, "ro") || !strcmp(word, "rw"))
+		root_read_only = word[1] == 'o';
+}
+
 static void option(char *word)
 {
 	const char *value;
@@ -127,17 +148,17 @@ static void option(char *word)
 			!strcmp(value, "once") ? SHELL_ONCE : SHELL_ON;
 	else if ((value = value_of(word, "kvmpv.hostname=")))
 		hostname = value;
-	else if (value_of(word, "hostname="))
-		hostname = NULL;
 	else if ((value = value_of(word, "kvmpv.run=")))
 		run_command = (char *)value;
-	else if ((value = value_of(word, "kvmpv.share=")))
-		mount_share(value);
+	else if ((value = value_of(word, "kvmpv.share=")) && share_count < 64)
+		shares[share_count++] = value;
 	else if ((value = value_of(word, "kvmpv.net=")))
 		no_network = !strcmp(value, "off");
 	else if ((value = value_of(word, "kvmpv.end=")))
 		end = !strcmp(value, "reboot") ? POWER_REBOOT :
 		      !strcmp(value, "halt") ? POWER_HALT : POWER_OFF;
+	else
+		kernel_option(word);
 }
 
 /* Reads the kernel's command line. */
@@ -155,6 +176,10 @@ void init_configure(void)
 	if (hostname)
 		sethostname(hostname, strlen(hostname));
 	reboot(RB_DISABLE_CAD);
+	if (root && root_type)
+		root_switch(root, root_type, root_read_only, root_init);
+	for (unsigned int i = 0; i < share_count; i++)
+		mount_share(shares[i]);
 	if (!no_network)
 		network_start();
 }

@@ -15,7 +15,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define RESOLVER "/etc/resolv.conf"
 #define MAX_INTERFACES 16
 #define PATIENCE_MS 3000
 
@@ -96,7 +95,7 @@ void network_start(void)
 /* Names what is new to the resolver; several interfaces' processes come here. */
 void network_resolver(const char *domain, const uint32_t *servers, int count)
 {
-	int fd = open(RESOLVER, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+	int fd = open(NETWORK_RESOLVER, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
 	char known[2048] = "", line[160];
 	struct in_addr address;
 

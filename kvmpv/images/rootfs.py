@@ -11,7 +11,7 @@ from kvmpv.errors import HostError
 from kvmpv.images import keyed
 from kvmpv.images.cpio import Archive
 
-_FORMAT = "1"
+_FORMAT = "2"
 _DIRECTORIES = ("dev", "proc", "sys", "run", "mnt", "root", "var/log", "usr/bin", "usr/sbin")
 _FILES = {
     "etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
@@ -74,6 +74,7 @@ def _make(into: Path) -> None:
     archive.directory("tmp", 0o1777)
     # The kernel opens it for process 1 before anything is mounted.
     archive.device("dev/console", 0o600, 5, 1)
+    archive.symlink("etc/resolv.conf", "/run/resolv.conf")
     for path, text in _FILES.items():
         archive.file(path, text.encode())
     archive.file("init", agent().read_bytes(), 0o755)

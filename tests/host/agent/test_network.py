@@ -98,7 +98,7 @@ def wait_for(seconds: float, condition: object) -> None:
 
 
 def test_interface_gets_address_route_and_resolver(network: Network) -> None:
-    resolver = network.root / "etc/resolv.conf"
+    resolver = network.root / "run/resolv.conf"
     wait_for(10, resolver.exists)
     wait_for(2, lambda: "nameserver" in resolver.read_text())
     assert resolver.read_text() == "search kvmpv.test\nnameserver 10.77.0.1\n"
