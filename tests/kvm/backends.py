@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kvmpv.toolstack.vmm import Descriptors
 
 ROOT = Path(__file__).parents[2]
+PYTHON = sys.executable  # a test may have the VMM run by another one
 
 
 class Disk:
@@ -39,7 +40,7 @@ class Disk:
         ours, theirs = socket.socketpair()
         words = [f"{key}={value}" for key, value in {**self.options, **options}.items()]
         fds = [str(theirs.fileno()), str(self.image)]
-        argv = [sys.executable, "-m", "tests.kvm.ramdisk", *fds, *words]
+        argv = [PYTHON, "-m", "tests.kvm.ramdisk", *fds, *words]
         passed = (theirs.fileno(), self.image)
         self.process = subprocess.Popen(argv, cwd=ROOT, pass_fds=passed)
         theirs.close()
