@@ -56,6 +56,7 @@ class Server:
         program = tools.require("dnsmasq", PACKAGE)
         lines = [
             *settings,
+            f"user={_user(self._folder)}",
             f"pid-file={self._path('pid')}",
             f"dhcp-leasefile={self._path('leases')}",
             f"dhcp-hostsfile={self._path('cards')}",
@@ -117,20 +118,28 @@ def _end(process: int) -> None:
             return
 
 
-def settings(bridge: str, prefix: int, network: str, mtu: int) -> list[str]:
-    """Return the configuration for a bridge: DNS for all, DHCP for the cards that it is told."""
+def _user(folder: str) -> str:
+    """Return whom it runs as: whoever may read the folder, and can do as little else as can be."""
     import pwd
 
-    try:
-        user = pwd.getpwnam("dnsmasq").pw_name
-    except KeyError:
-        user = "nobody"
+    parts = folder.split("/")
+    if not all(os.stat("/".join(parts[:end]) or "/").st_mode & 1 for end in range(len(parts) + 1)):
+        return "root"
+    for name in ("dnsmasq", "nobody"):
+        try:
+            return pwd.getpwnam(name).pw_name
+        except KeyError:
+            pass
+    return "root"
+
+
+def settings(bridge: str, prefix: int, network: str, mtu: int) -> list[str]:
+    """Return the configuration for a bridge: DNS for all, DHCP for the cards that it is told."""
     mask = _socket.inet_ntoa(((0xFFFFFFFF << (32 - prefix)) & 0xFFFFFFFF).to_bytes(4, "big"))
     return [
         f"interface={bridge}",
         "except-interface=lo",
         "bind-dynamic",
-        f"user={user}",
         "no-hosts",  # the host's own are in a file of ours, without its loopback addresses
         "domain-needed",
         "dhcp-authoritative",

@@ -129,7 +129,7 @@ def ipv6_addresses(name: str) -> list[str]:
     """List the IPv6 addresses of an interface."""
     found = []
     try:
-        with open("/proc/net/if_inet6") as file:
+        with open("/proc/thread-self/net/if_inet6") as file:
             for line in file:
                 digits, *_, interface = line.split()
                 if interface == name:

@@ -66,7 +66,7 @@ PRIVATE: Final = (Subnet(10 << 24, 8), Subnet(0xAC100000, 12), Subnet(0xC0A80000
 def routes() -> Iterator[tuple[Subnet, str]]:
     """List the networks that this host has routes to, with the interface; no default routes."""
     try:
-        with open("/proc/net/route") as file:
+        with open("/proc/thread-self/net/route") as file:
             next(file, None)
             for line in file:
                 interface, first, *rest = line.split()
@@ -77,13 +77,32 @@ def routes() -> Iterator[tuple[Subnet, str]]:
         pass
 
 
+def _own_addresses() -> Iterator[int]:
+    """List the host's own addresses: one on the loopback interface has no other route."""
+    try:
+        with open("/proc/thread-self/net/fib_trie") as file:
+            text = ""
+            for line in file:
+                first, _, rest = line.strip().partition(" ")
+                if first == "|--":
+                    text = rest
+                elif line.strip() == "/32 host LOCAL":
+                    yield int.from_bytes(_socket.inet_aton(text), "big")
+    except FileNotFoundError:
+        pass
+
+
 def _host_order(digits: str) -> int:
     return int.from_bytes(bytes.fromhex(digits)[::-1], "big")
 
 
 def in_use(wanted: Subnet) -> str:
-    """Return the interface that a network, or a part of it, is reached by; "" for none."""
-    return next((interface for used, interface in routes() if used.overlaps(wanted)), "")
+    """Say by what a network, or a part of it, is used; "" for nothing."""
+    for used, interface in routes():
+        if used.overlaps(wanted):
+            return interface
+    own = any(wanted.overlaps(Subnet(address, 32)) for address in _own_addresses())
+    return "this host" if own else ""
 
 
 def choose() -> Subnet:
@@ -127,7 +146,7 @@ def eui64(prefix: str, mac: str) -> str:
 def has_ipv6_default() -> bool:
     """Tell whether this host has an IPv6 default route to offer."""
     try:
-        with open("/proc/net/ipv6_route") as file:
+        with open("/proc/thread-self/net/ipv6_route") as file:
             return any(
                 line.startswith("0" * 32 + " 00 ") and not line.rstrip().endswith(" lo")
                 for line in file

@@ -27,7 +27,7 @@ def folder() -> str:
     else:
         base = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/kvmpv-{os.geteuid()}"
     # Beside the domains' folders, not among them: those are swept by who knows only domains.
-    return f"{base}/kvmpv-net/{os.stat('/proc/self/ns/net').st_ino}"
+    return f"{base}/kvmpv-net/{os.stat('/proc/thread-self/ns/net').st_ino}"
 
 
 class Lock:

@@ -46,6 +46,10 @@ class Namespace:
         assert done.returncode == 0, (argv, done.stderr)
         return str(done.stdout)
 
+    def ip(self, words: str) -> str:
+        """Run ip with these words."""
+        return self.run("ip", *words.split())
+
     def popen(self, *argv: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start a program in it."""
         return self.call(lambda: subprocess.Popen(argv, **options))
