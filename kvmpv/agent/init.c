@@ -152,7 +152,10 @@ static void option(char *word)
 		run_command = (char *)value;
 	else if ((value = value_of(word, "kvmpv.share=")) && share_count < 64)
 		shares[share_count++] = value;
-	else if ((value = value_of(word, "kvmpv.net=")))
+	else if ((value = value_of(word, "kvmpv.root="))) {
+		root = value;
+		root_type = "virtiofs";
+	} else if ((value = value_of(word, "kvmpv.net=")))
 		no_network = !strcmp(value, "off");
 	else if ((value = value_of(word, "kvmpv.end=")))
 		end = !strcmp(value, "reboot") ? POWER_REBOOT :
