@@ -125,6 +125,13 @@ class PlainQueue:
         self.ring.push(chain.head, written)
         self._dirty = True
 
+    def drop_recovered(self) -> None:
+        """Give back unanswered what a predecessor had taken."""
+        while self.recovered:
+            self.ring.push(self.recovered.pop(0), 0)
+            self._dirty = True
+        self.flush()
+
     def flush(self) -> None:
         """Show the driver what was given back."""
         if not self._dirty:

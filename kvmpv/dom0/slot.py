@@ -150,14 +150,18 @@ class Slot:
 
     def watch(self, fd: int, ready: Callable[[], None]) -> None:
         """Call ``ready`` whenever ``fd`` is readable; what it raises ends this device alone."""
-        self.loop.watch(fd, self.guarded(ready))
+        self.loop.watch(fd, self.guarded(lambda _: ready()))
 
-    def guarded(self, action: Callable[[], None]) -> Callable[..., None]:
+    def watch_events(self, fd: int, ready: Callable[[int], None], events: int) -> None:
+        """Call ``ready`` with the events whenever ``fd`` has one of them, or is hung up."""
+        self.loop.watch(fd, self.guarded(ready), events)
+
+    def guarded(self, action: Callable[..., None]) -> Callable[..., None]:
         """Return a call of ``action`` whose errors end this device alone."""
 
-        def call(*_: object) -> None:
+        def call(*given: int) -> None:
             try:
-                action()
+                action(*given)
             except KvmpvError as error:
                 self.fail(str(error))
             except Exception as error:
