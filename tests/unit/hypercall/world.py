@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 from typing import TYPE_CHECKING, Self
 
@@ -14,9 +15,11 @@ from kvmpv.hypercall.scheduling import Scheduling
 from kvmpv.hypercall.table import Version, handlers
 from kvmpv.hypercall.vcpus import Vcpus
 from kvmpv.hypercall.virtio import VirtioTransport
+from kvmpv.virtio import models
+from kvmpv.virtio.device import Device
 
 if TYPE_CHECKING:
-    from kvmpv.virtio.device import Device
+    from collections.abc import Callable
 
 RAM = 1 << 20
 MESSAGE = 0xFEE00000
@@ -49,6 +52,33 @@ class Wiring:
             assert self.doorbells.pop((port, queue)) == fd
 
 
+class Host:
+    """What a device's process does for it: nothing, and it is written down."""
+
+    def __init__(self) -> None:
+        self.watched: dict[int, Callable[[], None]] = {}
+        self.crashes: list[str] = []
+
+    def watch(self, fd: int, ready: Callable[[], None], events: int = 1) -> None:
+        assert fd not in self.watched
+        self.watched[fd] = ready
+
+    def unwatch(self, fd: int) -> None:
+        self.watched.pop(fd, None)
+
+    def crash(self, message: str) -> None:
+        self.crashes.append(message)
+
+    def turn(self) -> None:
+        """Call whoever would be called now, as long as there is somebody."""
+        poll = select.poll()
+        for fd in self.watched:
+            poll.register(fd, select.POLLIN | select.POLLRDHUP)
+        for fd, _ in poll.poll(0):
+            if fd in self.watched:
+                self.watched[fd]()
+
+
 class World:
     """The handlers, and what they did to the machine."""
 
@@ -68,6 +98,7 @@ class World:
         self.requests = Requests(self.memory, self.events)
         scheduling = Scheduling(self.memory, lambda *end: self.ends.append(end))
         vcpus = Vcpus(self.memory, self._up, lambda _: -abi.EBUSY)
+        self.host = Host()
         self.devices: dict[int, Device] = {}
         self.virtio = VirtioTransport(
             self.memory,
@@ -80,6 +111,17 @@ class World:
         self.table = handlers(
             self.version, self.ports, self.events, self.requests, scheduling, vcpus, self.virtio
         )
+
+    def add_device(self, number: int, kind: str, **options: str) -> Device:
+        """Add a device whose backend is away, having offered all that there is."""
+        made = models.model(kind, options)
+        device = Device(number, made, self.memory, self.host)
+        device.offered, device.known = made.offered((1 << 64) - 1), True
+        if made.config_from_backend:
+            made.refresh(lambda _, size: bytes(size))
+        device.transport = self.virtio
+        self.devices[number] = device
+        return device
 
     def _port(self) -> Port:
         ours, theirs = socket.socketpair()
@@ -114,6 +156,8 @@ class World:
         return channel
 
     def close(self) -> None:
+        for device in self.devices.values():
+            device.close()
         for stream in self.streams:
             stream.close()
         for port in self.ports_made:
