@@ -1,6 +1,7 @@
 # cython: language_level=3, boundscheck=False, binding=False, emit_code_comments=False
 """A block device and the threads of its queues; policy and set-up are kvmpv/dom0/block.py's."""
 
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset, strerror
 
@@ -69,6 +70,36 @@ cdef extern from "block_loop.h" nogil:
     void block_queue_pause(block_queue *queue, bint paused)
 
 
+cdef extern from *:
+    """
+    #include <fcntl.h>
+    #include <sys/syscall.h>
+
+    /* What O_DIRECT wants of a file, where the kernel tells (Linux 6.1): 0 or -1. */
+    static int block_direct_alignment(int fd, uint32_t *memory, uint32_t *offset)
+    {
+        /* struct statx has the two since then, the C library's header perhaps not. */
+        union { uint8_t bytes[256]; uint32_t words[64]; } state = { { 0 } };
+
+        if (syscall(SYS_statx, fd, "", 0x1000 /* AT_EMPTY_PATH */, 0x2000 /* STATX_DIOALIGN */,
+                    state.bytes) < 0 || !(state.words[0] & 0x2000))
+            return -1;
+        *memory = state.words[38];
+        *offset = state.words[39];
+        return 0;
+    }
+    """
+    int block_direct_alignment(int fd, uint32_t *memory, uint32_t *offset) nogil
+
+
+def direct_alignment(int fd):
+    """Return the multiples that O_DIRECT wants of (addresses, offsets); zeroes: it is not known."""
+    cdef uint32_t memory = 0
+    cdef uint32_t offset = 0
+    block_direct_alignment(fd, &memory, &offset)
+    return memory, offset
+
+
 _KINDS = ("read", "write", "flush", "discard", "write of zeroes")
 _COUNTERS = (
     "reads", "writes", "flushes", "discards", "others", "read_bytes", "written_bytes",
@@ -100,7 +131,7 @@ cdef class Limits:
 cdef class Disk:
     """A device of ``sectors`` sectors over open files, which stay their owner's.
 
-    ``image`` -1 is the null device. ``overlay`` and ``bitmap`` (an address) make it a throw-away
+    ``image`` -1 is the null device. ``overlay`` and ``bitmap`` (its mapped bits) make it a throw-away
     disk. ``events`` is an eventfd that is written when there is an error or a fault to look at.
     """
 
@@ -108,6 +139,8 @@ cdef class Disk:
     cdef block_queue *queues[64]
     cdef block_counters gone
     cdef object limits
+    cdef Py_buffer bitmap
+    cdef bint has_bitmap
 
     def __cinit__(self):
         memset(&self.device, 0, sizeof(self.device))
@@ -117,10 +150,13 @@ cdef class Disk:
     def __init__(self, int image, uint64_t sectors, int events, bytes serial=b"", *,
                  bint read_only=False, bint unsafe=False, bint discard=True,
                  uint32_t memory_align=1, uint32_t offset_align=1, int overlay=-1,
-                 uintptr_t bitmap=0, uint64_t poll_max_ns=32000):
+                 bitmap=None, uint64_t poll_max_ns=32000):
         self.device.files[FILE_IMAGE] = image
         self.device.files[FILE_OVERLAY] = overlay
-        self.device.written = <uint64_t *>bitmap
+        if bitmap is not None:
+            PyObject_GetBuffer(bitmap, &self.bitmap, PyBUF_WRITABLE)
+            self.has_bitmap = True
+            self.device.written = <uint64_t *>self.bitmap.buf
         self.device.capacity = sectors
         self.device.events = events
         self.device.read_only = read_only
@@ -140,6 +176,10 @@ cdef class Disk:
             address = where
             if not memory_add(&self.device.memory, gpa, size, <uint8_t *>address):
                 raise HostError(f"guest memory at {gpa:#x} cannot be taken")
+
+    def set_image(self, int image):
+        """Take another descriptor for the image; before the first queue starts."""
+        self.device.files[FILE_IMAGE] = image
 
     def set_capacity(self, uint64_t sectors):
         """Change the size, at once."""
@@ -249,6 +289,8 @@ cdef class Disk:
             if self.queues[index]:
                 block_queue_stop(self.queues[index])
                 block_queue_free(self.queues[index])
+        if self.has_bitmap:
+            PyBuffer_Release(&self.bitmap)
 
 
 cdef void _add(block_counters *total, block_queue *queue) noexcept nogil:
