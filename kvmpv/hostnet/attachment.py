@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from _blake2 import blake2s
 
-from kvmpv.errors import BadInput
+from kvmpv.errors import BadInput, KvmpvError
 from kvmpv.hostnet import links, tap, users
 from kvmpv.hostnet.spec import check, parse_mac
 
@@ -105,7 +105,7 @@ class Attachment:
             port.close()
         self._ports.clear()
         users.unregister(path, self._user)
-        settle(path, [self._user])
+        settle(path, [self._user, *users.living(path, sweep=True)[1]])
 
     def __enter__(self) -> Self:
         return self
@@ -145,7 +145,10 @@ def attach(domain: str, index: int, spec: NetSpec) -> Attachment:
             users.register(lock.path, user)
             settle(lock.path, [user])
         except BaseException:
-            card._undo(lock.path)
+            try:
+                card._undo(lock.path)
+            except KvmpvError:
+                pass  # what went wrong first is what is said
             raise
     return card
 

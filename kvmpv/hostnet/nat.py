@@ -293,10 +293,18 @@ def _forward_rules(
 
 
 def remove(network: Network) -> None:
-    """Remove all of it, and its record last."""
-    network.server.stop()
-    nft.delete("inet", network.table)
-    links.remove_bridge(network.bridge)
-    for key, value in reversed(network.old.items()):
-        sysctl.put_back(key, value)
+    """Remove all of it, and its record last; what could not be removed keeps the record."""
+    failed: list[HostError] = []
+    for step in (
+        network.server.stop,
+        lambda: nft.delete("inet", network.table),
+        lambda: links.remove_bridge(network.bridge),
+        lambda: sysctl.put_back(network.old),
+    ):
+        try:
+            step()
+        except HostError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
     os.unlink(f"{network.folder}/{RECORD}")

@@ -34,10 +34,11 @@ def put(key: str, value: str) -> None:
         raise HostError(what, hint="set it yourself with sysctl, as root") from None
 
 
-def put_back(key: str, value: str) -> None:
-    """Change a setting back; one whose interface is gone needs nothing."""
-    if get(key):
-        put(key, value)
+def put_back(old: dict[str, str]) -> None:
+    """Change settings back; one whose interface is gone needs nothing."""
+    for key, value in reversed(old.items()):
+        if get(key):
+            put(key, value)
 
 
 def has_ipv6() -> bool:

@@ -55,6 +55,7 @@ def attach(host: Namespace) -> Iterator[Attach]:
 
     def make(domain: str, text: str, index: int = 0) -> hostnet.Attachment:
         spec = hostnet.parse(text)
+        spec.mac = spec.mac or hostnet.mac_for(domain, index)
         host.call(hostnet.plan, domain, [spec])
         cards.append(host.call(hostnet.attach, domain, index, spec))
         return cards[-1]

@@ -1,0 +1,102 @@
+"""Users that are killed, at any moment, leave nothing that stays."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvmpv import hostnet
+from kvmpv.hostnet import links, nft
+
+if TYPE_CHECKING:
+    from tests.host.hostnet.conftest import Attach
+    from tests.host.net.namespace import Namespace
+
+CHECKOUT = Path(__file__).parents[3]
+
+
+def start(host: Namespace, name: str, spec: str = "nat") -> subprocess.Popen[bytes]:
+    return host.popen(
+        *(sys.executable, "-m", "tests.host.hostnet.user", name, spec),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=CHECKOUT,
+    )
+
+
+def said(user: subprocess.Popen[bytes]) -> list[str]:
+    assert user.stdout
+    return user.stdout.readline().decode().split()
+
+
+def end(user: subprocess.Popen[bytes], *, kill: bool = False) -> None:
+    if kill:
+        user.kill()
+    assert user.stdin
+    assert user.stdout
+    user.stdin.close()
+    assert user.wait(20) == (-9 if kill else 0)
+    user.stdout.close()
+
+
+def test_killed_user_is_swept(host: Namespace) -> None:
+    user = start(host, "web", "nat,forward=tcp:8080:80,antispoof")
+    assert said(user)[0] == "kvtap0"
+    end(user, kill=True)
+    assert "kvmpv0" in host.interfaces()
+    host.call(hostnet.sweep)
+    assert "kvmpv0" not in host.interfaces()
+
+
+def test_network_of_a_killed_user_is_the_next_ones(attach: Attach, host: Namespace) -> None:
+    users = [start(host, name) for name in ("web", "db")]
+    for user in users:
+        assert said(user)
+    end(users[0], kill=True)
+    card = attach("web", "nat")
+    assert card.address
+    end(users[1], kill=True)
+    host.call(card.release)
+    assert "kvmpv0" not in host.interfaces()
+
+
+def test_users_that_start_and_end_at_once_do_not_meet(host: Namespace) -> None:
+    users = [start(host, f"d{number}") for number in range(6)]
+    answers = [said(user) for user in users]
+    assert len({answer[2] for answer in answers}) == 6
+    assert len({answer[0] for answer in answers}) == 6
+    for user in users:
+        assert user.stdin
+        user.stdin.close()
+    for user in users:
+        end(user)
+
+
+def test_user_killed_at_any_moment_leaves_a_network_that_works(
+    attach: Attach, host: Namespace
+) -> None:
+    choose = random.Random(4)
+    for _ in range(6):
+        user = start(host, "web", "nat,antispoof")
+        time.sleep(choose.uniform(0.05, 0.5))
+        end(user, kill=True)
+    card = attach("web", "nat")
+    assert card.address
+    assert host.run("nft", "list", "tables").count("table inet") == 1
+
+
+def test_half_made_network_is_mended(attach: Attach, host: Namespace, tmp_path: Path) -> None:
+    card = attach("web", "nat")
+    [record] = tmp_path.rglob("dnsmasq.pid")
+    subprocess.run(["kill", "-9", record.read_text().strip()], check=True)
+    host.call(nft.delete, "inet", "kvmpv_kvmpv0")
+    host.call(links.remove_bridge, "kvmpv0")
+    other = attach("db", "nat")
+    assert other.address != card.address
+    assert "kvmpv0" in host.interfaces()
+    assert "kvmpv_kvmpv0" in host.run("nft", "list", "tables")
+    assert Path(f"/proc/{record.read_text().strip()}").exists()
