@@ -13,6 +13,7 @@ import typer
 from kvmpv.devbox import debian, terminal
 from kvmpv.devbox import soak as soaking
 from kvmpv.devbox.box import Box, guest_environment, guest_folder
+from kvmpv.devbox.through import through
 from kvmpv.errors import KvmpvError, LostBox
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -21,6 +22,10 @@ Name = Annotated[str, typer.Option("--name", help="Which box: several may be up 
 Stay = Annotated[bool, typer.Option("--stay", help="Keep the box when its owners are gone.")]
 Share = Annotated[list[str], typer.Option("--share", help="One more folder to be seen live.")]
 Retry = Annotated[bool, typer.Option("--retry", help="If the box is lost, once more in a new one.")]
+Through = Annotated[
+    list[str],
+    typer.Option("--through", metavar="PATH", help="A file or folder that CMD has as it is here."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Say it for a program.")]
 Command = Annotated[list[str], typer.Argument(help="The command, after --.", metavar="CMD")]
 
@@ -42,19 +47,32 @@ def down(name: Name = "") -> None:
 
 
 @app.command()
-def run(command: Command, name: Name = "", retry: Retry = False) -> None:
-    """Run CMD in the box, which is started if need be; its status is this command's."""
-    box = Box(name)
+def run(
+    command: Command,
+    name: Name = "",
+    retry: Retry = False,
+    paths: Through = [],  # noqa: B006
+) -> None:
+    """Run CMD in the box, which is started if need be; its status is this command's.
+
+    What CMD writes outside of the checkout is gone with the box, but for --through.
+    """
+    if not paths:
+        raise typer.Exit(_run_or_retry(Box(name), command, retry))
+    with through(paths, command) as wrapped:
+        raise typer.Exit(_run_or_retry(Box(name), wrapped, retry))
+
+
+def _run_or_retry(box: Box, command: list[str], retry: bool) -> int:
     try:
-        status = _run(box, command, stdin=not retry)
+        return _run(box, command, stdin=not retry)
     except LostBox as lost:
         if not retry:
             raise
         with box.place.retries.open("a") as file:
             file.write(f"{time.strftime('%F %T')} {' '.join(command)}\n")
         _say(f"{lost}; trying once more in a fresh box")
-        status = _run(box, command, stdin=False)
-    raise typer.Exit(status)
+        return _run(box, command, stdin=False)
 
 
 @app.command()

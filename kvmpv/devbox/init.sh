@@ -70,7 +70,14 @@ $bb hostname devbox
 for port in /new/sys/class/virtio-ports/*; do
     [ "$($bb cat "$port/name")" = kvmpv.agent ] && device=/dev/${port##*/}
 done
-$bb mkdir -p /new/run/kvmpv-box
-$bb cp /agent /new/run/kvmpv-box/agent
+box=/run/kvmpv-box
+$bb mkdir -p /new$box/host
+$bb cp /agent /bin/busybox /new$box
+# The host's root, for through.sh to take from: writable, so in a namespace that nobody else is in.
+$bb touch /new$box/host.ns
+$bb cat >/new$box/start <<END
+$box/busybox unshare --mount=$box/host.ns $box/busybox mount -t 9p -o $nine,cache=none host $box/host
+exec $box/agent --serve $device $live
+END
 trap '$bb echo "box: init failed"; $bb poweroff -f' EXIT
-exec $bb switch_root /new /run/kvmpv-box/agent --serve "$device" $live </dev/console >/dev/console 2>&1
+exec $bb switch_root /new $box/busybox sh $box/start </dev/console >/dev/console 2>&1

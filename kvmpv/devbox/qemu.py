@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvmpv.devbox import debian, fast, initramfs
+from kvmpv.devbox import debian, fast, initramfs, through
 from kvmpv.devbox.place import CHECKOUT
 from kvmpv.images import keyed
 
@@ -51,6 +51,8 @@ def command(place: Place, agent_fd: int, shares: list[str]) -> list[str]:
         "-chardev", f"socket,id=agent,fd={agent_fd}",
         "-device", "virtserialport,chardev=agent,name=kvmpv.agent",
         "-virtfs", export("/", "root") + ",readonly=on",
+        # Only what through.sh mounts gets at it.
+        "-virtfs", export("/", through.TAG),
         "-virtfs", export(CHECKOUT, "checkout"),
     ]  # fmt: skip
     for index, path in enumerate(plain):

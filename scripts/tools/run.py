@@ -1,4 +1,7 @@
-"""scripts/run [options of kvmpv run]: build what a guest needs, and boot it where Linux can run."""
+"""scripts/run [options of kvmpv run]: build what a guest needs, and boot it where Linux can run.
+
+Its guest has a disk and a NAT network, unless the options say otherwise.
+"""
 
 from __future__ import annotations
 
@@ -18,30 +21,50 @@ if TYPE_CHECKING:
 
 KVMPV = BUILD / "bin" / "kvmpv"
 DEVBOX = CHECKOUT / "scripts" / "devbox"
+DEBIAN_PACKAGES = ("fio", "iperf3")
 
 
 def main(args: list[str]) -> int:
     """Build, choose the place, and become ``kvmpv run``."""
-    if not {"-h", "--help"} & set(args):
-        try:
-            with standard_streams_kept():
-                build()
-        except KvmpvError as error:
-            print(f"scripts/run: {error}", file=sys.stderr)
-            return error.exit_status
-        except KeyboardInterrupt:
-            print("scripts/run: interrupted; run it again to go on", file=sys.stderr)
-            return 130
-    return start(args)
-
-
-def start(args: list[str]) -> NoReturn:
-    """Become ``kvmpv run``, here or in the dev box."""
-    argv = [str(KVMPV), "run", *args]
-    if why := why_not_here():
+    if {"-h", "--help"} & set(args):
+        start([], args)
+    try:
+        with standard_streams_kept():
+            build()
+            why = why_not_here()
+            prefix, more = plan(args, why)
+    except KvmpvError as error:
+        print(f"scripts/run: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("scripts/run: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    if why:
         print(f"kvmpv: {why}: running in the dev box (scripts/devbox)", file=sys.stderr)
-        argv = [str(DEVBOX), "run", "--", *argv]
+    return start(prefix, [*args, *more])
+
+
+def start(prefix: list[str], args: list[str]) -> NoReturn:
+    """Become ``kvmpv run``, behind what brings it into the dev box."""
+    argv = [*prefix, str(KVMPV), "run", *args]
     os.execv(argv[0], argv)
+
+
+def plan(args: list[str], why: str) -> tuple[list[str], list[str]]:
+    """Return what goes before the command and what behind its options; ``why`` it is not for here.
+
+    Where the options cannot be, ``kvmpv run`` is to say so. Raises BadInput.
+    """
+    from scripts.tools import guest
+
+    asked = guest.Asked(args)
+    more = asked.defaults(here=not why)
+    if not why:
+        return [], more
+    prefix = [str(DEVBOX), "run"]
+    for path in asked.own_files():
+        prefix += ["--through", path]
+    return [*prefix, "--"], more
 
 
 def build() -> None:
@@ -50,6 +73,15 @@ def build() -> None:
 
     make_current("vmlinux", Path(kernel.build("pv")))
     make_current("initrd.cpio", Path(rootfs.build()))
+
+
+def build_debian() -> Path:
+    """Bring the Debian image that tests and benchmarks boot up to date; return its path."""
+    from kvmpv.images import debian
+
+    image = debian.build(debian.recipe(packages=DEBIAN_PACKAGES), sys.stderr)
+    make_current("debian.ext4", image)
+    return image
 
 
 def make_current(name: str, path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from kvmpv.devbox.place import Place
 from kvmpv.errors import KvmpvError
 from scripts.tools.place import BUILD, CHECKOUT
-from scripts.tools.run import build
+from scripts.tools.run import build, build_debian
 from scripts.tools.suite.report import MAX_RETRIES
 from scripts.tools.suite.results import Results, Splitter
 
@@ -55,10 +55,11 @@ def check(run: Run) -> None:
 def images(run: Run) -> bool:
     """Build what guests boot, once in a run, and here: it would take hours in the box."""
     if run.images is None:
-        _title("guest kernel and root file system")
+        _title("guest kernel and root file systems")
         start = time.monotonic()
         try:
             build()
+            build_debian()
             run.images = True
         except KvmpvError as error:
             run.troubles.append(str(error))
