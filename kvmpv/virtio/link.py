@@ -173,9 +173,11 @@ class Link:
         )
         frontend.set_vring_call(queue.index, queue.call)
         frontend.set_vring_err(queue.index, error_fd)
+        if not queue.enabled:
+            self.enable(queue)  # a ring starts by its kick, and may be enabled from the last time
         frontend.set_vring_kick(queue.index, queue.kick)
-        if self.features & _USER_FEATURES:
-            frontend.set_vring_enable(queue.index, queue.enabled)
+        if queue.enabled:
+            self.enable(queue)
         queue.live = True
         os.eventfd_write(queue.kick, 1)
 
