@@ -12,14 +12,18 @@ if TYPE_CHECKING:
     from tests.host.dom0.workers import Worker
 
 
+MARK = "---"  # what the kernel has to say lies around two of them
+
+
 def run(worker: Worker, device: str, command: str, *more: str, seconds: float = 40) -> str:
-    """Run a command in a guest that has device 0 of the worker; return what the console showed.
+    """Run a command in a guest that has device 0 of the worker; return what it printed.
 
     ``device`` is QEMU's name of the device and its options, less the connection.
     """
     images = Path(folder()) / "current"
     fd = worker.frontends[0].fileno()
-    words = f'console=ttyS0 quiet panic=-1 reboot=t kvmpv.end=reboot kvmpv.run="{command}"'
+    marked = f"echo {MARK}; {command}; echo {MARK}"
+    words = f'console=ttyS0 quiet panic=-1 reboot=t kvmpv.end=reboot kvmpv.run="{marked}"'
     done = subprocess.run(
         [
             *("qemu-system-x86_64", "-machine", "microvm,acpi=off,memory-backend=ram"),
@@ -39,4 +43,4 @@ def run(worker: Worker, device: str, command: str, *more: str, seconds: float = 
     )
     output = done.stdout.decode("utf-8", "replace").replace("\r\n", "\n")
     assert done.returncode == 0, output
-    return output
+    return output.split(MARK)[1]
