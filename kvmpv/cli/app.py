@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import kvmpv
-from kvmpv.cli import backend, disk, doctor, image, kernel
+from kvmpv.cli import backend, disk, doctor, image, kernel, net
 from kvmpv.toolstack.options import OPTIONS
 
 app = typer.Typer(
@@ -101,3 +101,5 @@ app.add_typer(disk.app, name="disk")
 app.add_typer(image.app, name="image")
 
 app.add_typer(backend.app, name="backend")
+
+app.add_typer(net.app, name="net")

@@ -94,7 +94,7 @@ def register(path: str, user: User) -> None:
     """
     name = f"{path}/users/{user.file}"
     if user.fd < 0:
-        user.fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        user.fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         fcntl.flock(user.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     text = "".join(f"{key}={value}\n" for key, value in user.values.items())
     os.pwrite(user.fd, text.encode(), 0)
