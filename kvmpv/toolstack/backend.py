@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal
 
+OVERLAYS: Final = "/var/tmp"  # on a disk, where /tmp may be memory
 QUEUES_DEFAULT_MAX: Final = 4
 READY_PATIENCE: Final = 30.0  # seconds; a loaded host may be slow
 END_PATIENCE: Final = 2.0
@@ -64,16 +65,33 @@ class Place:
 class Slot:
     """One device of a domain: its number, and what it holds of the host."""
 
-    __slots__ = ("card", "device", "failures", "image", "number", "queues", "reopen_at")
+    __slots__ = ("card", "device", "failures", "image", "number", "overlay", "queues", "reopen_at")
 
     def __init__(self, number: int, device: Device, vcpus: int) -> None:
         self.number = number
         self.device = device
         self.image: Image | None = None
+        self.overlay = -1  # what a throw-away disk's writes go to, from worker to worker
         self.card: Attachment | None = None
         self.queues = _queues(device, vcpus)
         self.failures = 0
         self.reopen_at = 0.0  # when it is to be served again; 0 while it is
+
+    @property
+    def fds(self) -> list[int]:
+        """The descriptors, but for its socket, that its worker inherits."""
+        fds = list(self.card.fds) if self.card is not None else []
+        return [*fds, self.overlay] if self.overlay >= 0 else fds
+
+    def make_overlay(self) -> None:
+        """Make the file without a name that a throw-away disk of ours is written to."""
+        try:
+            flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+            self.overlay = os.open(OVERLAYS, flags, 0o600)
+        except OSError as error:
+            raise HostError(
+                f"no throw-away disk in {OVERLAYS}: {error.strerror}", hint="leave snapshot out"
+            ) from None
 
     @property
     def order(self) -> str:
@@ -117,6 +135,9 @@ class Slot:
         if self.image is not None:
             self.image.close()
             self.image = None
+        if self.overlay >= 0:
+            os.close(self.overlay)
+            self.overlay = -1
         if self.card is not None:
             self.card.release()
             self.card = None

@@ -222,6 +222,8 @@ class Backends:
         if device.kind == "blk" and device.source in ("path", "id"):
             taken = [one.image for one in self.slots.values() if one.image is not None]
             slot.image = disks.open_image(device, taken)
+            if slot.image.format == "raw" and device.flag("snapshot"):
+                slot.make_overlay()
         if device.net is not None and device.net.kind in ("nat", "bridge", "tap"):
             from kvmpv.hostnet.attachment import attach
 
@@ -305,12 +307,12 @@ class Backends:
     def _serve(self, slot: Slot) -> Backend:
         """Start what serves a new device, or have the worker do it that is there."""
         backend = self._own_backend(slot)
-        if backend is None and slot.card is None:
+        if backend is None and not slot.fds:
             for worker in self._backends:
                 if isinstance(worker, Worker) and worker.shared and worker.pid:
                     worker.add(slot)
                     return worker
-        # A tap's descriptors cannot be handed to a worker that runs.
+        # More descriptors than the socket cannot be handed to a worker that runs.
         backend = backend or self._worker_of(slot)
         try:
             backend.start()

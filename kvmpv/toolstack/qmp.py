@@ -18,16 +18,19 @@ PATIENCE: Final = 10.0  # seconds
 class Monitor:
     """A connection to a monitor; commands wait for their answers."""
 
-    __slots__ = ("_received", "_socket")
+    __slots__ = ("_received", "_socket", "version")
 
     def __init__(self, socket: _socket.socket) -> None:
         self._socket = socket
         self._received = b""
+        self.version = (0, 0)  # of QEMU; known once it has greeted
 
     def greet(self, timeout: float) -> bool:
         """Wait until the daemon is ready; return False if it ends before that."""
-        if self._receive(time.monotonic() + timeout) is None:
+        greeting = self._receive(time.monotonic() + timeout)
+        if greeting is None:
             return False
+        self.version = _version(greeting)
         self.execute("qmp_capabilities")
         return True
 
@@ -74,3 +77,13 @@ class Monitor:
     def close(self) -> None:
         """Hang up."""
         self._socket.close()
+
+
+def _version(greeting: object) -> tuple[int, int]:
+    """Return major and minor version of who greeted; zeroes where they are not told."""
+    found: object = greeting
+    for key in ("QMP", "version", "qemu"):
+        found = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(found, dict):
+        return 0, 0
+    return int(found.get("major", 0)), int(found.get("minor", 0))

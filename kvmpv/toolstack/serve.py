@@ -87,6 +87,8 @@ def _hold(slot: Slot, name: str) -> None:
                 f"is {slot.image.format}, which qemu-storage-daemon serves",
                 "see its --export vhost-user-blk",
             )
+        if made.flag("snapshot"):
+            slot.make_overlay()
     if made.net is not None:
         from kvmpv.hostnet.attachment import attach, plan
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 IO_URING_SWITCH: Final = "/proc/sys/kernel/io_uring_disabled"
 READ_ONLY: Final = os.path.join(os.path.dirname(__file__), "read_only.py")
 SHORT: Final = 0.005
+TELLS_SIZE: Final = (8, 1)  # the version from which a resize reaches the front end
 
 
 class StorageDaemon(Backend):
@@ -130,6 +131,12 @@ class StorageDaemon(Backend):
     def resize(self, size: int) -> None:
         """Give the image another size in bytes; the guest is told."""
         assert self._monitor is not None
+        if self._monitor.version < TELLS_SIZE:
+            version = ".".join(map(str, self._monitor.version))
+            raise self.slot.device.error(
+                f"qemu-storage-daemon {version} cannot tell a guest of another size",
+                "8.1 can; or resize it while no domain has it: kvmpv disk resize",
+            )
         self._monitor.execute("block_resize", **{"node-name": "image", "size": size})
 
     def _drop(self) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SHARED: Final = "worker"
 BLOCK_KEYS: Final = (
-    *("readonly", "serial", "cache", "snapshot", "logical", "physical", "discard"),
+    *("readonly", "serial", "cache", "snapshot", "logical", "physical", "discard", "force"),
     *("iops", "iops_burst", "bps", "bps_burst", "group"),
 )
 
@@ -103,7 +103,7 @@ class Worker(Backend):
         try:
             for slot in self.slots:
                 fd, word = self.device_socket(slot)
-                inherited += [fd, *(slot.card.fds if slot.card else [])]
+                inherited += [fd, *slot.fds]
                 number, kind = slot.number, slot.device.kind
                 words.append(f"device={number},{kind},{word}{worker_words(slot)}")
             argv = processes.python(processes.WORKER, words)
@@ -167,7 +167,7 @@ class Worker(Backend):
         ours, theirs = processes.pair()
         try:
             line = f"device-add {slot.number},{slot.device.kind}{worker_words(slot)}"
-            self.ask(line, [theirs.fileno(), *(slot.card.fds if slot.card else [])])
+            self.ask(line, [theirs.fileno()])
         except BaseException:
             ours.close()
             raise
@@ -225,6 +225,7 @@ def worker_words(slot: Slot) -> str:
         values["queues"] = slot.queues
         if slot.image is not None:
             values["path"] = slot.image.path
+            values["overlayfd"] = slot.overlay if slot.overlay >= 0 else ""
         else:
             values["null"] = parse_size(device.text)
     elif device.kind == "net":

@@ -1,0 +1,401 @@
+"""A domain's backends: started with it, started again when they die, gone when it is.
+
+The reference guest is the driver; it says ``not ok`` when a request fails or reads back wrongly.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import kvmpv
+from tests.kvm.command import KVMPV, Command, once
+from tests.kvm.refguest import PATIENCE, Guest, firmware
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+SIZE = 1 << 20
+MARK = 0x6B766D7076000000  # the guest writes it, plus the sector's number, at the start of each
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    made = Command(tmp_path)
+    for name in ("KVMPV_RUN_DIR", "XDG_STATE_HOME"):
+        monkeypatch.setenv(name, made.environment[name])
+    return made
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.img"
+    path.touch()
+    os.truncate(path, SIZE)
+    return path
+
+
+@pytest.fixture
+def qcow2(tmp_path: Path) -> Path:
+    path = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, str(SIZE)], check=True)
+    return path
+
+
+@pytest.fixture
+def nothing_left(command: Command) -> Iterator[None]:
+    """See that processes, sockets and files of the domains are gone afterwards."""
+    before = set(children())
+    yield
+    assert command.left(os.getpid()) == []
+    assert set(children()) <= before
+
+
+def children() -> list[int]:
+    """Return the processes that this one has started, and theirs."""
+    found: list[int] = []
+    waiting = [os.getpid()]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            text = "".join(
+                Path(task, "children").read_text() for task in Path(f"/proc/{pid}/task").iterdir()
+            )
+        except OSError:
+            continue
+        waiting += map(int, text.split())
+        found += map(int, text.split())
+    return found
+
+
+def pid_of(domain: kvmpv.Domain, number: int = 0) -> int:
+    return int(domain.devices()[number]["pid"])
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def kill_and_wait(domain: kvmpv.Domain, number: int = 0) -> None:
+    """Kill a device's backend as nobody can expect, and wait for the next one."""
+    before = int(domain.devices()[number]["restarts"])
+    os.kill(pid_of(domain, number), signal.SIGKILL)
+    wait_for(lambda: int(domain.devices()[number]["restarts"]) > before)
+
+
+def sector(path: Path, number: int) -> int:
+    with open(path, "rb") as file:
+        file.seek(512 * number)
+        return int.from_bytes(file.read(8), "little")
+
+
+# ---- disks
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_image_is_written_and_read_back(image: Path) -> None:
+    with Guest("disk n=32 depth=16 size=4096", disks=[str(image)], stats=True) as guest:
+        end = guest.end()
+    assert guest.failures == []
+    assert sector(image, 9) == MARK + 9
+    assert end.stats["device0_writes"] == 32
+    assert end.stats["backend_restarts"] == 0
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_qcow2_image_just_works(qcow2: Path) -> None:
+    with Guest("disk n=32 depth=16 size=4096", disks=[str(qcow2)], rng="off") as guest:
+        [device] = guest.domain.devices()
+        assert (device["backend"], device["format"]) == ("qemu-storage-daemon", "qcow2")
+        guest.end()
+    assert guest.failures == []
+    raw = qcow2.with_suffix(".raw")
+    subprocess.run(["qemu-img", "convert", "-O", "raw", qcow2, raw], check=True)
+    assert sector(raw, 9) == MARK + 9
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+@pytest.mark.parametrize("suffix", ["img", "qcow2"])
+def test_throw_away_disk_leaves_its_image_alone(suffix: str, image: Path, qcow2: Path) -> None:
+    path = {"img": image, "qcow2": qcow2}[suffix]
+    before = path.read_bytes()
+    with Guest("disk n=2000 depth=8", disks=[f"{path},snapshot=on"]) as guest:
+        if suffix == "img":
+            guest.expect("disk-begins")
+            kill_and_wait(guest.domain)  # what was written is there for the next one
+        guest.end()
+    assert guest.failures == []
+    assert path.read_bytes() == before
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+def test_two_domains_share_a_readonly_image_and_not_a_writable_one(image: Path) -> None:
+    with (
+        Guest("spin", disks=[f"{image},readonly"]),
+        Guest("spin", disks=[f"{image},readonly"]),
+        pytest.raises(kvmpv.BadInput, match="is another domain's disk"),
+    ):
+        kvmpv.Domain(kernel=firmware("refguest"), disks=[str(image)]).start()
+    with Guest("disk n=8", disks=[str(image)]) as guest:  # at once: the lock goes with the domain
+        guest.end()
+    assert guest.failures == []
+
+
+@pytest.mark.usefixtures("nothing_left")
+def test_worker_that_is_killed_again_and_again_costs_the_guest_nothing(image: Path) -> None:
+    with Guest("disk n=3000 depth=16", disks=[str(image)], stats=True) as guest:
+        guest.expect("disk-begins")
+        for _ in range(3):
+            kill_and_wait(guest.domain)
+        end = guest.end()
+    assert guest.failures == []
+    assert end.stats["backend_restarts"] == 3
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+def test_stopped_worker_is_waited_for_and_a_killed_one_not(image: Path) -> None:
+    with Guest("disk n=200 depth=16", disks=[str(image)]) as guest:
+        guest.expect("disk-begins")
+        os.kill(pid_of(guest.domain), signal.SIGSTOP)
+        time.sleep(0.1)
+        kill_and_wait(guest.domain)
+        guest.end()
+    assert guest.failures == []
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+def test_killed_storage_daemon_that_owed_nothing_is_replaced(qcow2: Path) -> None:
+    with Guest("watchdisk", disks=[str(qcow2)], rng="off") as guest:
+        guest.expect("watching")
+        kill_and_wait(guest.domain)
+        wait_for(lambda: guest.domain.control("devices")["0.backend"] == "connected")
+        assert "status 4f" not in guest.text
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+def test_device_that_its_guest_breaks_is_served_again_and_others_go_on(image: Path) -> None:
+    with Guest("badrings", disks=[str(image), "null:1M"]) as guest:
+        guest.end()
+    assert guest.failures == []
+    assert guest.text.count("status 4f") == guest.text.count("broken ") > 5
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+def test_isolated_disks_have_workers_of_their_own(image: Path) -> None:
+    disks = ["null:1M,isolate", str(image), "null:1M"]
+    with Guest("spin", disks=disks) as guest:
+        pids = [device["pid"] for device in guest.domain.devices()]
+        assert pids[1] == pids[2] == pids[3] != pids[0]
+        kill_and_wait(guest.domain, 0)
+        assert [device["restarts"] for device in guest.domain.devices()] == ["1", "0", "0", "0"]
+
+
+# ---- while it runs
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+def test_disk_comes_and_goes_while_the_guest_runs(image: Path) -> None:
+    with Guest("requests,watchdisk,requests devices=1", rng="on") as guest:
+        guest.expect("ready")
+        [random] = guest.domain.devices()
+        number = guest.domain.attach_disk(str(image))
+        guest.expect("change status f")
+        _, device = guest.domain.devices()
+        assert (device["number"], device["path"]) == (str(number), str(image))
+        guest.domain.detach(number)
+        guest.expect("removed 1")
+        assert guest.domain.devices() == [random]
+        with kvmpv.Domain(kernel=firmware("first"), memory="16M", disks=[str(image)]) as other:
+            assert other.wait_for_end().kind == "poweroff"  # it is free for others
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+def test_disk_that_cannot_be_attached_leaves_the_domain_as_it_was(image: Path) -> None:
+    with Guest("spin", disks=[str(image)]) as guest:
+        before = guest.domain.devices()
+        for spec, what in (
+            (str(image), "the same image twice"),
+            (f"{image}.none", "there is no such image"),
+            ("null:5", "no size of a disk"),
+        ):
+            with pytest.raises(kvmpv.BadInput, match=what):
+                guest.domain.attach_disk(spec)
+        with pytest.raises(kvmpv.BadInput, match="has no device 7"):
+            guest.domain.detach(7)
+        assert guest.domain.devices() == before
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+def test_disk_grows_while_the_guest_runs(image: Path) -> None:
+    with Guest("watchdisk until=6144", disks=[str(image)]) as guest:
+        guest.expect("watching")
+        guest.domain.resize_disk(0, 6144 * 512)
+        guest.expect("sectors 6144")
+        guest.end()
+    assert guest.failures == []
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+def test_disk_of_an_old_storage_daemon_keeps_its_size(qcow2: Path) -> None:
+    before = qcow2.read_bytes()
+    why = pytest.raises(kvmpv.BadInput, match=r"7\..* cannot tell a guest of another size")
+    with Guest("spin", disks=[str(qcow2)]) as guest, why:
+        guest.domain.resize_disk(0, 2 * SIZE)
+    assert qcow2.read_bytes() == before
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+def test_limits_are_set_while_the_guest_runs(image: Path) -> None:
+    with Guest("disk n=60 depth=1", disks=[f"{image},iops=20,iops_burst=20"]) as guest:
+        guest.expect("disk-begins")
+        guest.domain.set_limits(0, iops=0, iops_burst=0)
+        with pytest.raises(kvmpv.BadInput, match="there is no limit 'pps'"):
+            guest.domain.set_limits(0, pps=1)
+        started = time.monotonic()
+        guest.end()
+        assert time.monotonic() - started < 5.0  # 120 requests at 20 a second
+    assert guest.failures == []
+
+
+# ---- ends
+
+
+def start(command: Command, *arguments: str) -> subprocess.Popen[str]:
+    """Start the command with a guest that does nothing; wait until that runs."""
+    kernel = ("--kernel", firmware("refguest"), "-m", "16M", "--cmdline", "test=spin")
+    child = command.start("run", *kernel, *arguments)
+    assert child.stdout is not None
+    assert "spinning\n" in iter(child.stdout.readline, "")
+    return child
+
+
+def below(pid: int) -> list[int]:
+    """Return the processes that a process has started, by its threads."""
+    tasks = Path(f"/proc/{pid}/task")
+    return [int(one) for task in tasks.iterdir() for one in (task / "children").read_text().split()]
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_killed_owner_leaves_no_backend(
+    command: Command, image: Path, qcow2: Path, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    devices = ("--disk", str(image), "--disk", str(qcow2), "--share", f"{shared},ro")
+    with start(command, *devices) as child:
+        processes = below(child.pid)
+        assert len(processes) == 4  # VMM, worker, storage daemon, file server
+        child.kill()
+    wait_for(lambda: alive(processes) == [])
+    ended = command.run("run", "--kernel", firmware("first"), "-m", "16M")  # the next one sweeps
+    assert ended.status == 0
+    assert command.left(ended.pid) == []
+
+
+@once
+def test_interrupted_owner_leaves_nothing(command: Command, image: Path, qcow2: Path) -> None:
+    with start(command, "--disk", str(image), "--disk", str(qcow2)) as child:
+        processes = below(child.pid)
+        child.terminate()
+        child.wait(PATIENCE)
+    assert child.returncode == 130
+    assert alive(processes) == []
+    assert command.left(child.pid) == []
+
+
+# ---- kvmpv backend
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+def test_backend_of_anybody_is_used_and_connected_to_again(
+    image: Path, tmp_path: Path, command: Command
+) -> None:
+    path = tmp_path / "d.sock"
+
+    def serve() -> subprocess.Popen[str]:
+        argv = [KVMPV, "backend", "block", str(image), "--socket", str(path)]
+        server = subprocess.Popen(argv, env=command.environment, stderr=subprocess.PIPE, text=True)
+        assert server.stderr is not None
+        assert server.stderr.readline().startswith("kvmpv: serving --disk ")
+        return server
+
+    def end(server: subprocess.Popen[str]) -> None:
+        server.send_signal(signal.SIGINT)
+        _, rest = server.communicate(timeout=PATIENCE)
+        assert (server.returncode, path.exists()) == (0, False), rest
+
+    server = serve()
+    try:
+        with Guest("disk n=2000 depth=8", disks=[f"vhost-user={path}"]) as guest:
+            guest.expect("disk-begins")
+            end(server)
+            server = serve()
+            guest.end()
+        assert guest.failures == []
+    finally:
+        end(server)
+
+
+@once
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["block", "{}/none"], "there is no such image"),
+        (["block", "{}/disk.qcow2"], "is qcow2, which qemu-storage-daemon serves"),
+        (["block", "vhost-user={}/x"], "is no device that we serve"),
+        (["net", "none"], "is no device that we serve"),
+        (["net", "bridge=none-such"], "there is no bridge none-such"),
+    ],
+)
+def test_backend_that_cannot_be_costs_one_line(
+    arguments: list[str], what: str, tmp_path: Path, command: Command, qcow2: Path
+) -> None:
+    given = [argument.replace("{}", str(qcow2.parent)) for argument in arguments]
+    ended = command.run("backend", *given, "--socket", str(tmp_path / "x.sock"))
+    assert (ended.status, ended.out, ended.err.count("\n")) == (2, "", 1), ended.err
+    assert what in ended.err
+    assert command.left(ended.pid) == []
+
+
+@once
+def test_owner_in_another_thread_may_end_that(qcow2: Path) -> None:
+    """Backends are tied to the thread that watches over them, not to the one that asked."""
+    program = (
+        "import sys, threading, time, kvmpv\n"
+        "domain = kvmpv.Domain(kernel=sys.argv[1], memory='16M', cmdline='test=spin',"
+        " disks=[sys.argv[2]], rng='off')\n"
+        "thread = threading.Thread(target=domain.start); thread.start(); thread.join()\n"
+        "time.sleep(0.3)\n"
+        "print(domain.devices()[0]['restarts'])\n"
+        "domain.close()\n"
+    )
+    argv = [sys.executable, "-c", program, firmware("refguest"), str(qcow2)]
+    done = subprocess.run(
+        argv, capture_output=True, text=True, check=True, cwd=Path(KVMPV).parents[2]
+    )
+    assert done.stdout == "0\n"
