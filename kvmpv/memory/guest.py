@@ -6,6 +6,7 @@ not RAM, wraps, or crosses from one region into the next.
 
 from __future__ import annotations
 
+import errno
 import os
 
 from kvmpv.errors import BadInput, HostError
@@ -22,6 +23,7 @@ HUGE_PAGE: Final = 2 << 20
 MADV_REMOVE: Final = 9
 MADV_HUGEPAGE: Final = 14
 MADV_COLLAPSE: Final = 25  # since Linux 6.1
+COLLAPSE_ROUNDS: Final = 2
 
 
 class Region:
@@ -49,11 +51,24 @@ class Region:
         """All of the region's bytes."""
         return self._view
 
-    def collapse(self, start: int, length: int) -> bool:
-        """Ask for huge pages under ``length`` bytes from ``start``; say whether all came."""
+    def collapse(self, start: int, length: int) -> int:
+        """Ask for huge pages under ``length`` bytes from ``start``; return how many there are now.
+
+        One by one, for the kernel stops at the first that nothing has been written to.
+        """
         first = start & ~(HUGE_PAGE - 1)
-        end = min((start + length + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1), self.size)
-        return _map.advise(self.address + first, end - first, MADV_COLLAPSE) == 0
+        end = min(start + length, self.size)
+        missing = list(range(first, end, HUGE_PAGE))
+        there = 0
+        for _ in range(COLLAPSE_ROUNDS):
+            busy = []  # its guest was using it
+            for at in missing:
+                error = _map.advise(self.address + at, HUGE_PAGE, MADV_COLLAPSE)
+                there += not error
+                if error == -errno.EAGAIN:
+                    busy.append(at)
+            missing = busy
+        return there
 
     def clear(self) -> None:
         """Give all pages back: the region reads as zeroes, as it did when it was made."""
@@ -124,8 +139,8 @@ class GuestMemory:
     def collapse(self, pieces: Iterable[tuple[int, int]]) -> None:
         """Ask for huge pages under pieces ``(gpa, length)`` of RAM; takes a while, holds no lock.
 
-        For hosts that give shared memory huge pages only where they are asked to: elsewhere the
-        pages are there already, and this costs next to nothing.
+        For hosts whose shared memory gets no huge pages by itself: elsewhere they are there
+        already, and this costs next to nothing. What the guest touches first stays in small ones.
         """
         for gpa, length in pieces:
             for region in self.regions:

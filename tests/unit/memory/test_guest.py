@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from typing import TYPE_CHECKING
@@ -146,3 +147,30 @@ def test_failed_mapping_unmaps_what_was_mapped() -> None:
 def _mappings() -> int:
     with open("/proc/self/maps") as file:
         return sum("memfd:test" in line for line in file)
+
+
+def test_each_huge_page_is_asked_for_by_itself_and_busy_ones_twice(
+    ram: memory.GuestMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    region = ram.regions[0]
+    answers = {0: [0], LOW // 2: [-errno.EAGAIN, 0]}
+    monkeypatch.setattr(guest_module, "HUGE_PAGE", LOW // 2)
+    asked = []
+
+    def advise(address: int, length: int, advice: int) -> int:
+        assert (length, advice) == (LOW // 2, guest_module.MADV_COLLAPSE)
+        asked.append(address - region.address)
+        return answers[asked[-1]].pop(0)
+
+    monkeypatch.setattr("kvmpv.memory._map.advise", advise)
+    assert region.collapse(0, LOW) == 2
+    assert asked == [0, LOW // 2, LOW // 2]
+
+
+def test_collapse_goes_on_behind_what_nothing_was_written_to(
+    ram: memory.GuestMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guest_module, "HUGE_PAGE", LOW // 2)
+    answers = iter([-errno.EINVAL, 0])
+    monkeypatch.setattr("kvmpv.memory._map.advise", lambda *_: next(answers))
+    assert ram.regions[0].collapse(5, LOW - 5) == 1
