@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvmpv.toolstack import host
+from kvmpv.toolstack.finding import Finding
 
 HELP = """Say what this host can do for guests, measured by running probe guests.
 
@@ -46,7 +47,7 @@ def doctor(
     raise typer.Exit(0 if linux else 1)
 
 
-def _show(findings: list[host.Finding], done: list[str], linux: bool) -> None:
+def _show(findings: list[Finding], done: list[str], linux: bool) -> None:
     table = Table("", "what", "seen", "remedy", box=None, pad_edge=False)
     for finding in findings:
         mark = (

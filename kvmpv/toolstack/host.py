@@ -6,7 +6,8 @@ import os
 import sys
 
 from kvmpv.errors import HostError
-from kvmpv.toolstack import defaults, vmm
+from kvmpv.toolstack import defaults, host_devices, vmm
+from kvmpv.toolstack.finding import Finding
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,33 +24,6 @@ EMULATED_NS: Final = 100.0
 PROBED: Final = frozenset(("missing", "max_vcpus", "guest", "ns_per_instruction"))
 
 
-class Finding:
-    """One thing about the host: whether it is as it should be, what was seen, what to do.
-
-    ``needed`` says that no guest runs without it; ``fix`` is (path, content) of what may safely be
-    written to mend it.
-    """
-
-    __slots__ = ("fix", "good", "name", "needed", "remedy", "seen")
-
-    def __init__(
-        self,
-        name: str,
-        good: bool,
-        seen: str,
-        remedy: str = "",
-        *,
-        needed: bool = False,
-        fix: tuple[str, str] | None = None,
-    ) -> None:
-        self.name = name
-        self.good = good
-        self.seen = seen
-        self.remedy = "" if good else remedy
-        self.needed = needed
-        self.fix = None if good else fix
-
-
 def can_run_linux(findings: list[Finding]) -> bool:
     """Say whether Linux guests run on this host."""
     return all(finding.good for finding in findings if finding.needed)
@@ -60,7 +34,7 @@ def findings() -> list[Finding]:
     found = _kvm()
     found.append(_huge_pages())
     found += [_built("patched kernel", "vmlinux"), _built("small root file system", "initrd.cpio")]
-    return found
+    return found + host_devices.findings()
 
 
 def mend(found: list[Finding]) -> list[str]:

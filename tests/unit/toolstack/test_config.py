@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmpv.abi import address_map
 from kvmpv.errors import BadInput
-from kvmpv.toolstack import config as configuration
 from kvmpv.toolstack.config import DomainConfig, make, parse_arguments, parse_size
 from kvmpv.toolstack.options import BY_NAME, OPTIONS, Option
 
@@ -154,8 +154,8 @@ def test_any_command_line_is_at_worst_bad_input(arguments: list[str]) -> None:
         config = make(parse_arguments(arguments))
     except BadInput:
         return
-    assert 1 <= config.vcpus <= config.max_vcpus <= configuration.MAX_VCPUS
-    assert config.memory >= configuration.MEMORY_MIN
+    assert 1 <= config.vcpus <= config.max_vcpus <= address_map.MAX_VCPUS
+    assert config.memory >= address_map.MEMORY_MIN
 
 
 @given(st.dictionaries(st.sampled_from(sorted(BY_NAME)), st.none() | st.integers() | st.text()))

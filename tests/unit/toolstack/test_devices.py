@@ -82,7 +82,7 @@ def test_spec_that_cannot_be_says_why(case: str) -> None:
     assert star or caught.value.hint == remedy
 
 
-TOGETHER = {
+TOGETHER: dict[str, tuple[dict[str, object], str]] = {
     "many": ({"disks": ["null:1M"] * 49}, "49 devices are too many for a domain"),
     "mac": ({"nets": ["nat,mac=52:54:00:00:00:01", {"kind": "nat", "mac": "52:54:00:00:00:01"}]},
             "MAC address 52:54:00:00:00:01 is taken by another device of this domain"),

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from kvmpv.errors import HostError
-from kvmpv.toolstack import host, vmm
+from kvmpv.toolstack import host, host_devices, processes, servers, vmm
+from kvmpv.toolstack.finding import Finding
 
 GOOD = {
     "missing": "",
@@ -25,10 +26,11 @@ def this_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(vmm, "open_kvm", lambda: __import__("os").open("/dev/null", 0))
     monkeypatch.setattr(host, "SHMEM_THP", str(tmp_path / "shmem_enabled"))
+    monkeypatch.setattr(servers, "passt", lambda: "/usr/bin/passt")
     (tmp_path / "shmem_enabled").write_text("always within_size [advise] never deny force\n")
 
 
-def findings(monkeypatch: pytest.MonkeyPatch, **facts: str) -> dict[str, host.Finding]:
+def findings(monkeypatch: pytest.MonkeyPatch, **facts: str) -> dict[str, Finding]:
     merged = {key: value for key, value in (GOOD | facts).items() if value != "absent"}
     monkeypatch.setattr(host, "_probe", lambda _: merged)
     return {finding.name: finding for finding in host.findings()}
@@ -97,7 +99,7 @@ def test_good_host_needs_no_mending(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_mending_that_is_not_allowed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = host.Finding("x", False, "", fix=("/proc/version/nowhere", "1"))
+    bad = Finding("x", False, "", fix=("/proc/version/nowhere", "1"))
     with pytest.raises(HostError, match="cannot write"):
         host.mend([bad])
 
@@ -106,3 +108,31 @@ def test_missing_kernel_is_no_lack_of_the_host(monkeypatch: pytest.MonkeyPatch) 
     found = findings(monkeypatch)
     assert found["patched kernel"].seen == "not built yet"
     assert "scripts/run" in found["patched kernel"].remedy
+
+
+@pytest.mark.parametrize(
+    ("state", "good", "seen"),
+    [("0", True, "allowed"), ("2", False, "switched off for all")],
+)
+def test_io_uring_that_is_switched_off_is_found(
+    state: str, good: bool, seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch = tmp_path / "io_uring_disabled"
+    switch.write_text(f"{state}\n")
+    monkeypatch.setattr(host_devices, "IO_URING", str(switch))
+    found = findings(monkeypatch)["io_uring"]
+    assert (found.good, found.seen) == (good, seen)
+    assert bool(found.remedy) == (not good)
+
+
+def test_what_devices_lack_is_found_and_needed_by_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere(program: str, package: str) -> str:
+        raise HostError(f"there is no {program} on this host", hint=f"apt install {package}")
+
+    monkeypatch.setattr(processes, "find", nowhere)
+    monkeypatch.setattr(host_devices, "TUN", "/dev/none")
+    found = findings(monkeypatch)
+    assert host.can_run_linux(list(found.values()))
+    for name in ("taps", "qemu-storage-daemon", "virtiofsd", "dnsmasq", "nft"):
+        assert not found[name].good
+        assert found[name].remedy
