@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     Aside = Callable[[int, Callable[[], int]], int]
 
 PAGE: Final = 4096
-PATIENCE: Final = 5.0  # seconds that a call may wait for a backend that is away
+FIRST_PATIENCE: Final = 30.0  # seconds that a call may wait for a backend that has never been there
+PATIENCE: Final = 10.0  # the same, where one was there and its successor is on its way
 STEP: Final = 0.005  # seconds between two looks
 
 
@@ -86,7 +87,9 @@ class VirtioTransport:
         return self._aside(cpu, lambda: self._open(device, page))
 
     def _open(self, device: Device, page: memoryview) -> int:
-        if not self._wait(lambda: device.known):
+        if not self._wait(lambda: device.known or bool(device.why), FIRST_PATIENCE):
+            return -abi.EIO
+        if not device.known:
             return -abi.EIO
         number = device.number
         with device.lock:
@@ -210,8 +213,8 @@ class VirtioTransport:
 
         return results[-1] if self._wait(done) else -abi.EIO
 
-    def _wait(self, done: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + PATIENCE
+    def _wait(self, done: Callable[[], bool], seconds: float = PATIENCE) -> bool:
+        deadline = time.monotonic() + seconds
         while not done():
             if time.monotonic() > deadline or self._ending():
                 return False

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 
 _USER_FEATURES: Final = 1 << spec.VHOST_USER_F_PROTOCOL_FEATURES
 
-PATIENCE: Final = 5.0  # seconds that a backend may take to answer
-STOP_PATIENCE: Final = 30.0  # the same, where it has to end the requests that it is at
+# Seconds that a backend may take to answer: at first, when its process may still be starting; to
+# end the requests that it is at; and else. Who takes longer is hung up on, so this is not short.
+FIRST_PATIENCE: Final = 60.0
+STOP_PATIENCE: Final = 60.0
+PATIENCE: Final = 15.0
 
 
 class Link:
@@ -91,7 +94,7 @@ class Link:
         """Take a new backend in place of the old one, and learn what it can do."""
         self.drop()
         self._socket = socket
-        self.frontend = Frontend(socket, PATIENCE)
+        self.frontend = Frontend(socket, FIRST_PATIENCE)
         try:
             self._greet(self.frontend)
         except BaseException:
@@ -101,6 +104,7 @@ class Link:
 
     def _greet(self, frontend: Frontend) -> None:
         frontend.negotiate()
+        frontend.timeout = PATIENCE
         features, protocol = frontend.features, frontend.protocol_features
         if not features >> spec.F_VERSION_1 & 1:
             raise VhostUserError("the backend knows only legacy virtio")

@@ -303,7 +303,7 @@ def test_backend_that_cannot_serve_is_refused(changes: dict[str, int], why: str)
 def test_backend_that_never_answers_is_cut_off(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(link, "PATIENCE", 0.05)
+    monkeypatch.setattr(link, "FIRST_PATIENCE", 0.05)
     ours, theirs = socket.socketpair()
     assert not world.device.connect(_socket.socket(fileno=theirs.detach()))
     assert "does not answer" in world.device.why
