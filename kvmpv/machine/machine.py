@@ -145,6 +145,10 @@ class Machine:
         """Start a vCPU that is down; return 0 or a negative errno."""
         if apic_id >= self.max_vcpus:
             return -abi.ENOENT
+        processor = self.processors.get(apic_id)
+        if processor is not None and processor.leaving:
+            # Soon over. The guest would ask again and again, and each time keep its thread from it.
+            processor.wait_until_down()
         with self._lock:
             processor = self.processors.get(apic_id)
             if self.ending or (processor is not None and processor.up):
@@ -164,6 +168,7 @@ class Machine:
             if self._online == 1:
                 return -abi.EBUSY
             self._online -= 1
+            self.processors[index].leaving = True
         return None
 
     # ---- pause, resume, end

@@ -34,15 +34,18 @@ class Processor:
     """One vCPU of a machine and its thread, while that is up.
 
     ``idle`` is held while the vCPU may be in KVM_RUN: whoever has it may look at the registers.
+    ``leaving`` says that it goes down: it is ``up`` until its thread has ended.
     """
 
     __slots__ = (
         "_gate",
         "_machine",
+        "_running",
         "_thread",
         "exits",
         "idle",
         "index",
+        "leaving",
         "reset_lapic",
         "reset_sregs",
         "up",
@@ -55,7 +58,8 @@ class Processor:
         self.vcpu = vcpu
         self.index = vcpu.index
         self.idle = _thread.allocate_lock()
-        self.up = False
+        self.up = self.leaving = False
+        self._running = _thread.allocate_lock()  # held by a thread from before its start
         self._gate: _gate.Gate | None = None
         self.exits: dict[int, int] = {}  # other exits by reason
         self.reset_sregs = vcpu.sregs()
@@ -68,9 +72,25 @@ class Processor:
         return self._gate.calls if self._gate is not None else {}
 
     def start(self) -> None:
-        """Start the thread; the vCPU's registers are set."""
-        self.up = True
-        _thread.start_new_thread(self._main, ())
+        """Start the thread; the vCPU's registers are set. Raises KvmError."""
+        self._running.acquire()
+        self.up, self.leaving = True, False
+        try:
+            _thread.start_new_thread(self._main, ())
+        except RuntimeError:  # its only reason: the host has no more threads for us
+            self._ended()
+            raise KvmError(f"starting vCPU {self.index}'s thread", errno.EAGAIN) from None
+
+    def wait_until_down(self) -> None:
+        """Wait for the end of the thread of a vCPU that is leaving."""
+        while self.leaving:  # not if another vCPU has started it again
+            if self._running.acquire(timeout=0.01):
+                self._running.release()
+                return
+
+    def _ended(self) -> None:
+        self.up = False
+        self._running.release()
 
     def kick(self) -> None:
         """Make KVM_RUN return as soon as it can; any thread may call this."""
@@ -89,7 +109,7 @@ class Processor:
         except BaseException as error:  # a bug of ours ends the domain, and is named
             machine.end_by_bug(self.index, error)
         finally:
-            self.up = False
+            self._ended()
 
     def _loop(self) -> None:
         """Run the vCPU until it goes down or its machine ends."""

@@ -100,10 +100,20 @@ class Guest:
         del self._streams[self.domain.exec_port]
         self.domain.exec_port.close()
 
+    def _threads(self) -> str:
+        """Say what each thread of the VMM is doing, for whoever has to find out why it hangs."""
+        lines = []
+        for task in sorted(Path(f"/proc/{self.domain.pid}/task").iterdir()):
+            state, *_, user, system = (task / "stat").read_text().rpartition(")")[2].split()[:13]
+            where = (task / "wchan").read_text()
+            call = (task / "syscall").read_text().split()[0]
+            lines.append(f"{task.name}: {state} {where}, call {call}, ticks {user}+{system}")
+        return "\n".join(lines)
+
     def _pump(self, deadline: float) -> bool:
         """Take what has come; return whether more can come."""
         ready, _, _ = select.select(list(self._streams), [], [], deadline - time.monotonic())
-        assert ready, f"nothing came for too long:\n{self.text[-2000:]}"
+        assert ready, f"nothing came for too long:\n{self.text[-2000:]}\n{self._threads()}"
         for stream in ready:
             try:
                 data = stream.recv(1 << 16)
