@@ -53,6 +53,6 @@ trap : HUP INT QUIT TERM
 status=0
 "$@" || status=$?
 printf %s "$made" | while IFS= read -r top; do
-    [ ! -e "$top" ] || find "$top" -depth -empty -delete
+    [ ! -e "$top" ] || $bb find "$top" -depth -empty -exec $bb rm -r {} \;
 done
 exit "$status"

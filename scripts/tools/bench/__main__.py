@@ -1,4 +1,4 @@
-"""scripts/bench [native|guest] [--rounds N] [--json]."""
+"""scripts/bench [native|guest|disk-backend|ring] [--rounds N] [--json]."""
 
 from __future__ import annotations
 
@@ -6,27 +6,35 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 
 from kvmpv.errors import KvmpvError
-from scripts.tools.bench import guest, native
+from scripts.tools.bench import disk_backend, guest, native, ring
 from scripts.tools.bench.figures import Figure, table
 from scripts.tools.place import BUILD, CHECKOUT
 
+PARTS: dict[str, tuple[Callable[[int], list[Figure]], int]] = {
+    "disk-backend": (disk_backend.figures, 5),
+    "ring": (ring.figures, 5),
+}
 HERE = [sys.executable, "-m", "scripts.tools.bench"]
 
 
 def main() -> int:
     """Measure what was asked for; return 1 when a goal is not met."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("part", nargs="?", choices=("native", "guest"))
+    parser.add_argument("part", nargs="?", choices=("native", "guest", *PARTS))
     parser.add_argument("--rounds", type=int, default=0, help="rounds of each (21 native, 5 guest)")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     figures: list[Figure] = []
-    if options.part != "guest":
+    if options.part in (None, "native"):
         figures += native.figures(options.rounds or 21)
-    if options.part != "native":
+    for name, (measure, rounds) in PARTS.items():
+        if options.part in (None, name):
+            figures += measure(options.rounds or rounds)
+    if options.part in (None, "guest"):
         figures += _guest(options.rounds or 5, options.here)
     if options.json:
         print(json.dumps([figure.as_dict() for figure in figures]))
