@@ -98,7 +98,8 @@ struct block_request {
 	uint32_t count;
 	uint8_t *status_at;
 	uint8_t *bounce;
-	uint64_t offset;		/* bytes from the disk's start, of what is not done yet */
+	uint64_t begin;			/* bytes from the disk's start */
+	uint64_t offset;		/* the same, of what is not done yet */
 	uint64_t left;
 	uint64_t step;			/* bytes that are under way */
 	uint32_t writable;		/* bytes of the chain, the status among them */
@@ -234,7 +235,7 @@ static inline int request_data(const struct block_device *device, struct block_r
 	if (!request_take_pieces(request, pieces, count, skip, bytes))
 		return BLK_S_IOERR;
 	request->kind = write ? REQUEST_WRITE : REQUEST_READ;
-	request->offset = sector * SECTOR;
+	request->begin = request->offset = sector * SECTOR;
 	request->left = bytes;
 	return REQUEST_GOES;
 }
@@ -260,7 +261,7 @@ static inline int request_range(const struct block_device *device, struct block_
 		return BLK_S_OK;
 	request->kind = zero ? REQUEST_ZERO : REQUEST_DISCARD;
 	request->unmap = range.flags & BLK_ZEROES_UNMAP;
-	request->offset = range.sector * SECTOR;
+	request->begin = request->offset = range.sector * SECTOR;
 	request->left = (uint64_t)range.sectors * SECTOR;
 	return REQUEST_GOES;
 }
@@ -437,8 +438,11 @@ static inline void request_step(struct block_device *device, struct block_reques
 
 		request->file = FILE_OVERLAY;
 		if (request->kind == REQUEST_READ) {
-			request->step =
-				SECTOR * overlay_run(device, sector, request->left / SECTOR);
+			/* The last step may have ended within a sector, where a piece did. */
+			uint64_t into = request->offset % SECTOR;
+			uint64_t sectors = (into + request->left) / SECTOR;
+
+			request->step = SECTOR * overlay_run(device, sector, sectors) - into;
 			if (!overlay_has(device, sector))
 				request->file = FILE_IMAGE;
 		}
@@ -525,10 +529,11 @@ static inline int request_stepped(struct block_device *device, struct block_requ
 		else
 			store_done_by_kernel(&device->memory, request->pieces, request->count,
 					     request->step);
-	} else if (device->written) {
-		overlay_mark(device, request->offset / SECTOR, request->step / SECTOR);
 	}
 	request_advance(request, request->step);
+	if (device->written && request->kind != REQUEST_READ && !request->left)
+		overlay_mark(device, request->begin / SECTOR,
+			     (request->offset - request->begin) / SECTOR);
 	if (request->kind == REQUEST_ZERO && !request->left && device->write_through &&
 	    !device->written && !request->fallback) {
 		request->kind = REQUEST_FLUSH;

@@ -15,6 +15,7 @@ from kvmpv.vhostuser.frontend import Frontend
 from tests.unit.vhostuser.peer import raw
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Self
 
 PROGRAM = Path(__file__).parents[3] / "kvmpv/dom0/__main__.py"
@@ -23,7 +24,9 @@ PROGRAM = Path(__file__).parents[3] / "kvmpv/dom0/__main__.py"
 class Worker:
     """A worker with devices, a front end for each, its control socket and its log."""
 
-    def __init__(self, folder: Path, *devices: str, **options: int) -> None:
+    def __init__(
+        self, folder: Path, *devices: str, fds: Sequence[int] = (), **options: int
+    ) -> None:
         self.log_path = folder / "worker.log"
         self.path = folder / "control"
         self.frontends: list[socket.socket] = []
@@ -36,6 +39,9 @@ class Worker:
             given.append(theirs)
             fd = theirs.fileno()
             words.append(f"device={number},{kind},{fd}" + (f",{rest}" if rest else ""))
+        if listen is not None:
+            given.append(listen.dup())
+            words.append(f"device=0,rng,listen={given[-1].fileno()}")
         self.path.unlink(missing_ok=True)
         control = socket.socket(socket.AF_UNIX)
         control.bind(str(self.path))
@@ -44,12 +50,12 @@ class Worker:
         ready, ready_theirs = socket.socketpair()
         given += [control, theirs, ready_theirs]
         names = ("control", "lifeline", "ready")
-        fds = (control, theirs, ready_theirs)
-        words += [f"{name}={one.fileno()}" for name, one in zip(names, fds, strict=True)]
+        ends = (control, theirs, ready_theirs)
+        words += [f"{name}={one.fileno()}" for name, one in zip(names, ends, strict=True)]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", PROGRAM, "name=test", *words],
-                pass_fds=[one.fileno() for one in given],
+                pass_fds=[*(one.fileno() for one in given), *fds],
                 stderr=log,
             )
         for one in given:
