@@ -49,11 +49,18 @@ class Disk:
         log: bool = True,
         memory: int = 16 * MIB,
         fds: Sequence[int] = (),
+        neighbours: Sequence[str] = (),
+        of: Disk | None = None,
+        number: int = 0,
     ) -> None:
+        """Start a worker for the disk, or be ``neighbours`` ``number`` of another one's."""
         self.folder = folder
         self.options = options
         self.features = features
         self.fds = fds
+        self.devices = [f"blk,{options}" for options in (self.options, *neighbours)]
+        self.of = of
+        self.number = number
         self.log = log
         self.size = size
         self.memory = Memory(memory)
@@ -70,9 +77,13 @@ class Disk:
         again = {"restart": 1} if self.inflight else {}
         for fd in self.fds:
             os.set_inheritable(fd, True)
-        self.worker = Worker(self.folder, f"blk,{self.options}", fds=self.fds, **again)
+        if self.of:
+            self.worker = self.of.worker
+        else:
+            self.devices[0] = f"blk,{self.options}"
+            self.worker = Worker(self.folder, *self.devices, fds=self.fds, **again)
         assert self.worker.ready == "ok", self.worker.ready
-        self.frontend = self.worker.frontend(timeout=30)
+        self.frontend = self.worker.frontend(self.number, timeout=30)
         self.frontend.negotiate()
         self.accepted = self.frontend.features & (
             self.features & ~NOT_A_DRIVERS | VERSION_1 | 1 << 30
@@ -192,7 +203,7 @@ class Disk:
 
     def counter(self, name: str) -> int:
         """Return one of its counters."""
-        return self.worker.stats()[f"0.{name}"]
+        return self.worker.stats()[f"{self.number}.{name}"]
 
     @property
     def config(self) -> tuple[int, ...]:
@@ -201,7 +212,8 @@ class Disk:
 
     def close(self) -> None:
         self.frontend.close()
-        self.worker.close()
+        if not self.of:
+            self.worker.close()
         for ring in self.rings:
             ring.close()
         if self.inflight:
