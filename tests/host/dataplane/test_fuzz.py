@@ -14,11 +14,10 @@ SECONDS = 3
 def test_junk_reaches_everything_and_breaks_nothing(tmp_path: Path) -> None:
     program = tmp_path / "fuzz"
     flags = ["-O1", "-g", "-std=gnu11", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    subprocess.run(
-        ["gcc", *flags, "-Wall", "-I", HEADERS, HERE / "fuzz.c", "-o", program], check=True
-    )
+    sources = ["-Wall", f"-I{HEADERS}", str(HERE / "fuzz.c"), "-o", str(program)]
+    subprocess.run(["gcc", *flags, *sources], check=True)
     seed = random.randrange(1 << 32)
-    argv = [program, str(SECONDS), str(seed)]
+    argv = [str(program), str(SECONDS), str(seed)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"seed {seed}: {done.stderr[-4000:]}"
     counts, *faults = done.stdout.splitlines()

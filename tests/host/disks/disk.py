@@ -74,14 +74,14 @@ class Disk:
 
     def start(self) -> None:
         """Start a worker, the first or a successor, and give it all that its predecessor had."""
-        again = {"restart": 1} if self.inflight else {}
+        again = int(self.inflight is not None)
         for fd in self.fds:
             os.set_inheritable(fd, True)
         if self.of:
             self.worker = self.of.worker
         else:
             self.devices[0] = f"blk,{self.options}"
-            self.worker = Worker(self.folder, *self.devices, fds=self.fds, **again)
+            self.worker = Worker(self.folder, *self.devices, fds=self.fds, restart=again)
         assert self.worker.ready == "ok", self.worker.ready
         self.frontend = self.worker.frontend(self.number, timeout=30)
         self.frontend.negotiate()
