@@ -21,8 +21,10 @@
 
 #include "bucket.h"
 #include "ring.h"
+#include "uring.h"
 
 #define NET_BATCH 64		/* packets between two looks at whether to stop */
+#define NET_TOGETHER 8		/* packets from which on io_uring is cheaper than writev */
 #define NET_PUBLISH 16		/* packets that a driver waits for at most */
 #define NET_SMALL 2048		/* bytes: what a packet without segmentation offload may have */
 #define NET_FRAME_MAX 65600	/* header, Ethernet, 64 KiB, and some more */
@@ -98,6 +100,7 @@ struct net_queue {
 	bool stopping;
 	uint32_t spin;		/* ns */
 	pthread_t thread;
+	struct uring uring;	/* transmit: the thread's own; fd -1: none */
 
 	/* Receive: chains taken and not yet used, in order, and their pieces. */
 	bool large;		/* the last packet was */
@@ -213,59 +216,139 @@ static inline void net_wait_for_room(struct net_queue *queue)
 	poll(either, 2, -1);
 }
 
-static inline void net_send(struct net_queue *queue, const struct ring_chain *chain)
-{
-	ssize_t sent;
+/* A chain that is being sent; its pieces follow those of the one before it. */
+struct net_sending {
+	uint16_t head;
+	uint16_t pieces;
+	bool lost;
+};
 
-	if (__atomic_load_n(&queue->discard, __ATOMIC_RELAXED) ||
-	    chain->out_bytes <= queue->header || chain->out_bytes > NET_FRAME_MAX) {
-		net_count(&queue->counters.drops, 1);
-		return;
-	}
-	for (;;) {
-		net_count(&queue->counters.syscalls, 1);
-		sent = writev(queue->tap, chain->pieces, chain->out_count);
-		if (usually(sent >= 0) || errno != EAGAIN)
-			break;
-		net_publish(queue);
-		net_wait_for_room(queue);
-		if (net_stopping(queue))
-			break;
-	}
-	if (sent < 0) {
+/* What came of sending: the bytes, or -errno. */
+static inline void net_sent(struct net_queue *queue, int64_t result)
+{
+	if (result < 0) {
 		/* A header that makes no sense, no memory, or a tap that is down. */
 		net_count(&queue->counters.drops, 1);
 		return;
 	}
 	net_count(&queue->counters.packets, 1);
-	net_count(&queue->counters.bytes, sent - queue->header);
-	net_limits_take(queue->limits, sent - queue->header);
+	net_count(&queue->counters.bytes, result - queue->header);
+}
+
+static inline int64_t net_write(struct net_queue *queue, const struct iovec *pieces, uint32_t count)
+{
+	for (;;) {
+		ssize_t sent;
+
+		net_count(&queue->counters.syscalls, 1);
+		sent = writev(queue->tap, pieces, count);
+		if (usually(sent >= 0))
+			return sent;
+		if (errno != EAGAIN || net_stopping(queue))
+			return -errno;
+		net_publish(queue);
+		net_wait_for_room(queue);
+	}
+}
+
+/* Take chains to send: how many; `wait` is how long the next one has to wait for its limit. */
+static inline uint32_t net_collect(struct net_queue *queue, struct net_sending *sending,
+				   uint64_t *wait)
+{
+	struct ring_chain chain = { .pieces = queue->pieces };
+	uint32_t count = 0;
+
+	*wait = 0;
+	while (count < NET_BATCH &&
+	       chain.pieces + RING_MAX_PIECES <= queue->pieces + NET_PIECES) {
+		*wait = net_limits_wait(queue->limits);
+		if (*wait || vring_pop(&queue->ring, &chain) <= 0)
+			break;
+		sending[count].head = chain.head;
+		sending[count].pieces = chain.out_count;
+		sending[count].lost = __atomic_load_n(&queue->discard, __ATOMIC_RELAXED) ||
+				      chain.out_bytes <= queue->header ||
+				      chain.out_bytes > NET_FRAME_MAX;
+		if (!sending[count].lost)
+			net_limits_take(queue->limits, chain.out_bytes - queue->header);
+		chain.pieces += chain.out_count;
+		count++;
+	}
+	return count;
+}
+
+/* Send many packets by one system call. */
+static inline void net_send_together(struct net_queue *queue, const struct net_sending *sending,
+				     uint32_t count)
+{
+	struct iovec *pieces = queue->pieces;
+	struct io_uring_cqe done;
+	uint32_t i, submitted = 0;
+
+	for (i = 0; i < count; pieces += sending[i++].pieces) {
+		struct io_uring_sqe *sqe;
+
+		if (seldom(sending[i].lost)) {
+			net_sent(queue, -EINVAL);
+			continue;
+		}
+		sqe = uring_next(&queue->uring);	/* it has room for a whole batch */
+		sqe->opcode = IORING_OP_WRITEV;
+		sqe->flags = IOSQE_FIXED_FILE;
+		sqe->addr = (uintptr_t)pieces;
+		sqe->len = sending[i].pieces;
+		submitted++;
+	}
+	while (submitted) {
+		net_count(&queue->counters.syscalls, 1);
+		uring_enter(&queue->uring, submitted, -1);
+		while (uring_completion(&queue->uring, &done)) {
+			net_sent(queue, done.res);
+			submitted--;
+		}
+	}
+}
+
+static inline void net_send(struct net_queue *queue, const struct net_sending *sending,
+			    uint32_t count)
+{
+	struct iovec *pieces = queue->pieces;
+	uint32_t i;
+
+	if (count >= NET_TOGETHER && queue->uring.fd >= 0) {
+		net_send_together(queue, sending, count);
+	} else {
+		for (i = 0; i < count; pieces += sending[i++].pieces)
+			net_sent(queue, sending[i].lost ?
+						-EINVAL :
+						net_write(queue, pieces, sending[i].pieces));
+	}
+	for (i = 0; i < count; i++)
+		vring_push(&queue->ring, sending[i].head, 0);
 }
 
 static inline void net_transmit(struct net_queue *queue)
 {
-	struct ring_chain chain = { .pieces = queue->pieces };
+	struct net_sending sending[NET_BATCH];
 
+	/* Without io_uring, because it is switched off here, packets go one by one. */
+	if (uring_open(&queue->uring, NET_BATCH, 2 * NET_BATCH, &queue->tap, 1))
+		queue->uring.fd = -1;
 	vring_disable_kicks(&queue->ring);
 	while (!net_stopping(queue) && !queue->ring.fault) {
-		uint64_t wait = 0;
-		int done = 0;
+		uint64_t wait;
+		uint32_t count = net_collect(queue, sending, &wait);
 
-		while (done < NET_BATCH) {
-			wait = net_limits_wait(queue->limits);
-			if (wait || vring_pop(&queue->ring, &chain) <= 0)
-				break;
-			net_send(queue, &chain);
-			vring_push(&queue->ring, chain.head, 0);
-			done++;
-		}
-		if (done)
+		net_send(queue, sending, count);
+		if (count)
 			net_publish(queue);
 		if (wait)
 			net_wait_for_time(queue, wait);
-		else if (!done)
+		else if (!count)
 			net_wait_for_driver(queue);
 	}
+	if (queue->uring.fd >= 0)
+		uring_close(&queue->uring);
 }
 
 /* ---- receive */

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tests.host.dom0.workers import Worker
-from tests.host.net.card import Card, frame
+from tests.host.net.card import Card, frame, make_tap
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TAP = "t0"
 
 
-def make_tap(namespace: Namespace) -> None:
+def make_named_tap(namespace: Namespace) -> None:
     namespace.run("ip", "tuntap", "add", "dev", TAP, "mode", "tap", "multi_queue", "vnet_hdr")
     namespace.run("ip", "link", "set", TAP, "up", "addrgenmode", "none")
 
@@ -39,10 +39,12 @@ def reconnect(card: Card, worker: Worker) -> None:
 
 
 def test_traffic_goes_on_within_a_second(namespace: Namespace, tmp_path: Path) -> None:
-    make_tap(namespace)
-    worker = start(namespace, tmp_path)
+    # As a domain's owner does it: the tap stays open while workers come and go.
+    name, fds = make_tap(namespace)
+    device = f"net,tapfds={fds[0]},vhost=off"
+    worker = Worker(tmp_path, device, fds=fds)
     card = Card(worker.frontend(), buffers=100)
-    outside = namespace.packets(TAP)
+    outside = namespace.packets(name)
     try:
         for round_ in range(4):
             for number in range(30):
@@ -57,7 +59,7 @@ def test_traffic_goes_on_within_a_second(namespace: Namespace, tmp_path: Path) -
             card.offer(lost)
             worker.close()
             before = time.monotonic()
-            worker = start(namespace, tmp_path)
+            worker = Worker(tmp_path, device, fds=fds)
             started = time.monotonic()
             reconnect(card, worker)
             assert outside.recv(2000) == lost
@@ -67,10 +69,11 @@ def test_traffic_goes_on_within_a_second(namespace: Namespace, tmp_path: Path) -
     finally:
         worker.close()
         card.close()
+        os.close(fds[0])
 
 
 def test_card_is_in_the_statistics(namespace: Namespace, tmp_path: Path) -> None:
-    make_tap(namespace)
+    make_named_tap(namespace)
     with start(namespace, tmp_path) as worker:
         card = Card(worker.frontend())
         card.send(frame(bytes(60)))
@@ -84,7 +87,7 @@ def test_card_is_in_the_statistics(namespace: Namespace, tmp_path: Path) -> None
 
 
 def test_broken_ring_is_logged_once(namespace: Namespace, tmp_path: Path) -> None:
-    make_tap(namespace)
+    make_named_tap(namespace)
     with start(namespace, tmp_path) as worker:
         card = Card(worker.frontend())
         card.rings[1].offer(60000)
