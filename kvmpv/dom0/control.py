@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LINE_MAX: Final = 4096
 CONNECTIONS_MAX: Final = 16
-FDS_MAX: Final = 4
+FDS_MAX: Final = 64  # a card has a tap for each pair of queues
 INT_SIZE: Final = 4
 
 
@@ -169,6 +169,9 @@ class Control:
         except (KvmpvError, IndexError):
             os.close(fd)
             raise
+        if client.fds and made.kind == "net":
+            made.options["tapfds"] = ":".join(map(str, client.fds))
+            client.fds.clear()  # the card's own from here on
         self._worker.add(made)
         return "ok"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmpv.errors import VhostUserError
-from kvmpv.vhostuser.frontend import Frontend
+from kvmpv.vhostuser.frontend import Frontend, open_connection
 from tests.host.dom0.workers import Worker, until
 from tests.unit.vhostuser.driver import Driver, readable
 from tests.unit.vhostuser.peer import raw
@@ -179,3 +179,39 @@ def test_ten_idle_devices_use_no_processor(tmp_path: Path) -> None:
 def switches(path: str) -> int:
     with open(path) as file:
         return sum(int(line.split()[1]) for line in file if "voluntary_ctxt" in line)
+
+
+def test_it_keeps_no_privilege_that_it_does_not_need(tmp_path: Path) -> None:
+    with Worker(tmp_path, "rng") as worker:
+        with open(f"/proc/{worker.process.pid}/status") as file:
+            status = dict(
+                line.split(":\t", 1) for line in file.read().splitlines() if ":\t" in line
+            )
+        assert status["Name"] == "kvmpv-dom0"
+        assert status["NoNewPrivs"] == "1"
+        assert int(status["CapEff"], 16) & ~0x500E == 0
+        assert int(status["CapPrm"], 16) & ~0x500E == 0
+
+
+def test_front_ends_come_one_after_the_other_where_it_listens(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "socket"))
+    listener.listen()
+    with Worker(tmp_path) as worker:
+        line = f"device-add 0,rng,listen={listener.fileno()}"
+        assert worker.ask(line) == "error device-add: no socket came with that line"
+    with Worker(tmp_path, listen=listener) as worker:
+        for _ in range(2):
+            driver = running(open_connection(str(tmp_path / "socket")))
+            assert len(random_bytes(driver)) == 64
+            driver.close()
+        bad = socket.socket(socket.AF_UNIX)
+        bad.connect(str(tmp_path / "socket"))
+        bad.sendall(b"no message at all, but enough")
+        until(lambda: worker.ask("status") == "ok 0=rng,failed")
+        bad.close()
+        driver = running(open_connection(str(tmp_path / "socket")))
+        assert len(random_bytes(driver)) == 64
+        assert worker.stats()["0.sessions"] == 4
+        driver.close()
+    listener.close()

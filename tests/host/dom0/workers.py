@@ -25,7 +25,12 @@ class Worker:
     """A worker with devices, a front end for each, its control socket and its log."""
 
     def __init__(
-        self, folder: Path, *devices: str, fds: Sequence[int] = (), **options: int
+        self,
+        folder: Path,
+        *devices: str,
+        fds: Sequence[int] = (),
+        listen: socket.socket | None = None,
+        **options: int,
     ) -> None:
         self.log_path = folder / "worker.log"
         self.path = folder / "control"

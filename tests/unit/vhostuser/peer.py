@@ -8,6 +8,8 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+import pytest
+
 from kvmpv.errors import VhostUserError
 from kvmpv.vhostuser import message
 from kvmpv.vhostuser.backend import Session
@@ -179,3 +181,16 @@ class Peer:
         self.session.close()
         self.device.close()
         self.socket.close()
+
+
+def refused(peer: Peer, request: int, payload: bytes = b"", *fds: int) -> str:
+    """Send a message that is to be refused; the descriptors are closed here."""
+    try:
+        with pytest.raises(VhostUserError) as caught:
+            peer.send(request, payload, *fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
+    assert not caught.value.gone
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
