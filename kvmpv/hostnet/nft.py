@@ -119,7 +119,8 @@ def _apply(commands: list[dict[str, Any]]) -> None:
     import json
 
     text = json.dumps({"nftables": commands}).encode()
-    status, said = tools.run([tools.require("nft", PACKAGE), "-j", "-f", "-"], text)
+    # Not "-f -": that opens /dev/stdin, which a small host may not have.
+    status, said = tools.run([tools.require("nft", PACKAGE), "-j", "-f", "/proc/self/fd/0"], text)
     if status:
         reason = next((line for line in said.splitlines() if line.strip()), f"status {status}")
         raise HostError(f"nft refuses our rules: {reason}", hint="modprobe nf_tables")
