@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvmpv.cache import folder
+from kvmpv.images.cpio import Archive
 
 if TYPE_CHECKING:
     from tests.host.dom0.workers import Worker
@@ -15,12 +16,15 @@ if TYPE_CHECKING:
 MARK = "---"  # what the kernel has to say lies around two of them
 
 
-def run(worker: Worker, device: str, command: str, *more: str, seconds: float = 40) -> str:
+def run(
+    worker: Worker, device: str, command: str, *, initrd: Path | None = None, seconds: float = 40
+) -> str:
     """Run a command in a guest that has device 0 of the worker; return what it printed.
 
     ``device`` is QEMU's name of the device and its options, less the connection.
     """
     images = Path(folder()) / "current"
+    initrd = initrd or images / "initrd.cpio"
     fd = worker.frontends[0].fileno()
     marked = f"echo {MARK}; {command}; echo {MARK}"
     words = f'console=ttyS0 quiet panic=-1 reboot=t kvmpv.end=reboot kvmpv.run="{marked}"'
@@ -30,9 +34,9 @@ def run(worker: Worker, device: str, command: str, *more: str, seconds: float = 
             *("-accel", "tcg", "-cpu", "max", "-m", "192", "-no-user-config", "-nodefaults"),
             *("-display", "none", "-no-reboot", "-serial", "stdio"),
             *("-object", "memory-backend-memfd,id=ram,size=192M,share=on"),
-            *("-kernel", str(images / "vmlinux"), "-initrd", str(images / "initrd.cpio")),
+            *("-kernel", str(images / "vmlinux"), "-initrd", str(initrd)),
             *("-append", words, "-chardev", f"socket,id=c,fd={fd}"),
-            *("-device", f"{device},chardev=c", *more),
+            *("-device", f"{device},chardev=c"),
         ],
         pass_fds=[fd],
         stdin=subprocess.DEVNULL,
@@ -44,3 +48,15 @@ def run(worker: Worker, device: str, command: str, *more: str, seconds: float = 
     output = done.stdout.decode("utf-8", "replace").replace("\r\n", "\n")
     assert done.returncode == 0, output
     return output.split(MARK)[1]
+
+
+def with_program(name: str, into: Path) -> Path:
+    """Compile a program of this folder; return an initrd that has it in /bin."""
+    program = into / name
+    source = Path(__file__).parent / f"{name}.c"
+    subprocess.run(["gcc", "-static", "-O1", "-Wall", "-Werror", "-o", program, source], check=True)
+    archive = Archive()
+    archive.file(f"bin/{name}", program.read_bytes(), 0o755)
+    made = into / "initrd.cpio"
+    made.write_bytes((Path(folder()) / "current/initrd.cpio").read_bytes() + archive.data())
+    return made

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
+import threading
 from typing import TYPE_CHECKING
 
 from tests.host.dom0 import qemu
@@ -44,3 +46,45 @@ def test_a_guest_of_qemu_reads_and_writes_a_disk(tmp_path: Path) -> None:
         assert said.split() == [f"{16 * 1024}", "of-qemu", digest, "-"]
         assert image.read_bytes() == content + content[: 4 * MIB]
         assert worker.log == ""
+
+
+def test_a_guest_of_qemu_has_sockets_to_the_host(tmp_path: Path) -> None:
+    initrd = qemu.with_program("vsock_peer", tmp_path)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(tmp_path / "v_7000"))
+    listener.listen()
+    greeted: list[bytes] = []
+
+    def host() -> None:
+        """Answer the guest's connection, then connect to the guest and hear its answer."""
+        peer, _ = listener.accept()
+        came = b""
+        while data := peer.recv(1 << 16):
+            came += data
+        peer.sendall(came)
+        peer.close()
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(str(tmp_path / "v"))
+            caller.sendall(b"CONNECT 22\n")
+            greeted.append(caller.recv(100)[:3])
+            caller.sendall(b"hello guest")
+            caller.shutdown(socket.SHUT_WR)
+            while data := caller.recv(100):
+                greeted.append(data)
+
+    thread = threading.Thread(target=host, daemon=True)
+    thread.start()
+    with Worker(tmp_path, f"vsock,cid=77,{option('path', tmp_path / 'v')}") as worker:
+        said = qemu.run(
+            worker,
+            "vhost-user-vsock-device",
+            "(vsock_peer listen 22 > /dev/null; echo answered) & sleep 1;"
+            " vsock_peer send 7000 3000000; wait",
+            initrd=initrd,
+        )
+        assert sorted(said.split("\n")[1:-1]) == ["3000000 came back", "answered"]
+        thread.join(5)
+        assert greeted == [b"OK ", b"hello guest"]
+        assert worker.stats()["0.bytes_in"] == 3000011
+        assert worker.log == ""
+    listener.close()
