@@ -85,13 +85,15 @@ class Slot:
 
     def make_overlay(self) -> None:
         """Make the file without a name that a throw-away disk of ours is written to."""
+        path = f"{OVERLAYS}/kvmpv-{os.getpid()}-{os.urandom(4).hex()}"
         try:
-            flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
-            self.overlay = os.open(OVERLAYS, flags, 0o600)
+            # Not O_TMPFILE: overlayfs has none before Linux 6.3.
+            self.overlay = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise HostError(
                 f"no throw-away disk in {OVERLAYS}: {error.strerror}", hint="leave snapshot out"
             ) from None
+        processes.unlink(path)
 
     @property
     def order(self) -> str:
