@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 from typing import TYPE_CHECKING
 
+from kvmpv.images.keyed import locked
 from scripts.tools.debian import SetupError
-from scripts.tools.place import BUILD, CHECKOUT, files_digest, locked, log_file, write_whole
+from scripts.tools.place import BUILD, CHECKOUT, files_digest, log_file, write_whole
 from scripts.tools.progress import StepFailed, run_step
 
 if TYPE_CHECKING:

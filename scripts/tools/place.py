@@ -1,18 +1,12 @@
-"""Where things lie: the checkout, the caches, the logs; and how a cache is filled."""
+"""Where things lie: the checkout, the caches, the logs; and what a build depends on."""
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from kvmpv.cache import folder
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from kvmpv.images.keyed import digest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BUILD = CHECKOUT / "build"
@@ -32,30 +26,12 @@ def log_file(name: str) -> Path:
     return logs / f"{name}.log"
 
 
-def digest(*parts: bytes) -> str:
-    """Hash inputs into a key; where one part ends is part of the key."""
-    state = hashlib.sha256()
-    for part in parts:
-        state.update(len(part).to_bytes(8, "little"))
-        state.update(part)
-    return state.hexdigest()
-
-
 def files_digest(paths: list[Path], *more: bytes) -> str:
     """Hash the names, inside the checkout, and the bytes of files, in the order of their names."""
-    parts = list(more)
+    parts: list[bytes | str | Path] = list(more)
     for path in sorted(paths):
         parts += [os.fsencode(path.relative_to(CHECKOUT)), path.read_bytes()]
-    return digest(*parts)
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on ``path``, so that two builds of one thing follow each other."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+    return digest(parts)
 
 
 def write_whole(path: Path, text: str, mode: int = 0o644) -> None:

@@ -7,8 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from kvmpv.images.keyed import digest, locked
 from scripts.tools.debian import SetupError
-from scripts.tools.place import BUILD, CHECKOUT, cache, digest, locked, log_file, write_whole
+from scripts.tools.place import BUILD, CHECKOUT, cache, log_file, write_whole
 from scripts.tools.progress import StepFailed, run_step
 
 LOCK = CHECKOUT / "requirements.lock"
@@ -40,7 +41,7 @@ def ensure() -> Path:
         capture_output=True,
         check=True,
     ).stdout
-    key = digest(LOCK.read_bytes(), os.fsencode(interpreter), about)[:16]
+    key = digest([LOCK.read_bytes(), os.fsencode(interpreter), about])
     home = cache() / f"venv-{key}"
     if not (home / READY).exists():
         with locked(home.with_suffix(".lock")):
