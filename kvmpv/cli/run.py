@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # signal itself imports enum, which takes a third of our start
 
+OWN_INIT_STOPS = 120.0  # seconds that a guest may take to power off after --exec's command
+AGENT_STOPS = 5.0
+
 
 def run(arguments: list[str]) -> int:
     """Run a domain from ``kvmpv run``'s arguments to its end; return the exit status."""
@@ -25,7 +28,7 @@ def run(arguments: list[str]) -> int:
     wake = _follow_signals(domain)
     with domain:
         if domain.config.exec:
-            status, end = _run_command(domain, output)
+            status, end = _run_command(domain, output, wake)
         else:
             end = Terminal(domain, output, wake).relay()
             status = end.status
@@ -88,20 +91,36 @@ def _follow_signals(domain: Domain) -> int:
     return wake
 
 
-def _run_command(domain: Domain, output: int | None) -> tuple[int, End]:
+def _run_command(domain: Domain, output: int | None, wake: int) -> tuple[int, End]:
     drain = Terminal(domain, output).drain_in_background() if output is not None else None
     try:
-        status = domain.agent.run(domain.config.exec, stdin=0, stdout=1, stderr=2, poweroff=True)
+        status = domain.agent.run(
+            domain.config.exec, stdin=0, stdout=1, stderr=2, poweroff=True, signals=wake
+        )
     except AgentError as error:
-        end = domain.wait(timeout=2.0) or domain.kill()
-        end.check()
-        if end.status == KILLED:
-            return KILLED, end
-        raise AgentError(f"the guest ended before the command did: {error.message}") from None
-    end = domain.wait(timeout=5.0) or domain.kill()
+        return _cut_off(domain, error)
+    # A system with an init of its own stops its services and unmounts its disks first.
+    patience = OWN_INIT_STOPS if domain.config.boots_itself else AGENT_STOPS
+    end = domain.wait(timeout=patience) or domain.kill()
     if drain is not None:
         drain.acquire()
     return status, end
+
+
+def _cut_off(domain: Domain, error: AgentError) -> tuple[int, End]:
+    """Say what it means that the agent went away before the command had ended."""
+    try:
+        rebooted = domain.status()["boots"] != "1"  # answered once it boots again
+    except KvmpvError:
+        rebooted = False  # it is ending
+    if rebooted:
+        domain.kill()
+        raise AgentError("the guest rebooted before the command ended")
+    end = domain.wait(timeout=2.0) or domain.kill()
+    end.check()
+    if end.status == KILLED or end.kind == "poweroff":  # which the command may have asked for
+        return end.status, end
+    raise AgentError(f"the guest ended before the command did: {error.message}") from None
 
 
 def _print_cost(end: End, as_json: bool) -> None:

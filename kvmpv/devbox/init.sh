@@ -59,6 +59,8 @@ $bb mkdir -p /new/dev/pts /new/dev/shm
 $bb mount -t devpts -o gid=5,mode=0620,ptmxmode=0666 devpts /new/dev/pts
 $bb mount -t tmpfs -o mode=1777 shm /new/dev/shm
 $bb mount -t cgroup2 cgroup2 /new/sys/fs/cgroup
+$bb ln -s /proc/self/fd /new/dev/fd
+for name in stdin:0 stdout:1 stderr:2; do $bb ln -s "/proc/self/fd/${name#*:}" "/new/dev/${name%:*}"; done
 # What commands write to live folders shall be seen outside while they still run.
 $bb echo 100 > /new/proc/sys/vm/dirty_expire_centisecs
 $bb echo 100 > /new/proc/sys/vm/dirty_writeback_centisecs
