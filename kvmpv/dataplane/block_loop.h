@@ -15,6 +15,8 @@
 #define LOOP_STACK (128 << 10)
 #define LOOP_TURN 64		/* chains taken before completions are looked at */
 #define LOOP_POLL_FIRST_NS 4000
+#define LOOP_POLL_MISSES 4
+#define LOOP_POLL_REST 256	/* sleeps */
 #define LOOP_NO_KICK_NS 1000000	/* how often a queue without a kick is looked at, when idle */
 
 enum { TAG_KICK = 1, TAG_WAKE, TAG_CANCEL, TAG_LAST };
@@ -56,6 +58,8 @@ struct block_queue {
 	uint8_t *zeroes;
 
 	uint64_t poll_ns;
+	uint32_t poll_misses;		/* since polling last found something */
+	uint32_t poll_rest;		/* sleeps before it is tried again */
 	bool fault_told;
 	struct iovec pieces[RING_MAX_PIECES];
 };
@@ -384,13 +388,25 @@ static inline bool loop_poll(struct block_queue *queue, uint64_t began)
 	return false;
 }
 
-/* Poll longer next time when that would have saved this sleep, and not at all when it would not. */
-static inline void loop_adapt(struct block_queue *queue, uint64_t idle_ns)
+/*
+ * Poll longer next time when that would have saved this sleep, and not at all when
+ * it would not. Where polling keeps missing, for the driver has no processor to run
+ * on meanwhile, leave it for a while.
+ */
+static inline void loop_adapt(struct block_queue *queue, uint64_t idle_ns, bool polled)
 {
 	uint64_t most = queue->device->poll_max_ns;
 
-	if (idle_ns <= queue->poll_ns)
+	if (queue->poll_rest) {
+		queue->poll_rest--;
 		return;
+	}
+	if (polled && ++queue->poll_misses == LOOP_POLL_MISSES) {
+		queue->poll_misses = 0;
+		queue->poll_rest = LOOP_POLL_REST;
+		queue->poll_ns = 0;
+		return;
+	}
 	if (idle_ns > most)
 		queue->poll_ns = 0;
 	else if (queue->poll_ns < most)
@@ -412,13 +428,15 @@ static inline int64_t loop_timeout(const struct block_queue *queue)
 static inline void loop_sleep(struct block_queue *queue)
 {
 	uint64_t began = now_ns();
+	bool polled = false;
 
 	/* With the disk at work there is something to wait for that polling does not speed up. */
 	if (queue->poll_ns && !queue->under_way && !queue->delayed) {
 		if (loop_poll(queue, began)) {
-			loop_adapt(queue, now_ns() - began);
+			queue->poll_misses = 0;
 			return;
 		}
+		polled = true;
 	}
 	if (loop_may_take(queue) && vring_enable_kicks(&queue->ring) && loop_has_chain(queue))
 		return;
@@ -430,7 +448,7 @@ static inline void loop_sleep(struct block_queue *queue)
 	uring_enter(&queue->uring, 1, loop_timeout(queue));
 	if (!queue->ring.fault)
 		vring_disable_kicks(&queue->ring);
-	loop_adapt(queue, now_ns() - began);
+	loop_adapt(queue, now_ns() - began, polled);
 }
 
 /* ---- the thread's life */

@@ -550,8 +550,11 @@ static inline bool vring_should_notify(struct vring *ring)
 
 static inline void vring_disable_kicks(struct vring *ring)
 {
-	/* With EVENT_IDX the index that we last asked for lies behind: that is enough. */
-	if (!ring->event_index)
+	/* An index that lies behind is not reached before 65535 more entries. */
+	if (ring->event_index)
+		store16(ring->memory, &ring->used->ring[ring->size],
+			(uint16_t)(ring->next_avail - 1));
+	else
 		store16(ring->memory, &ring->used->flags, USED_NO_NOTIFY);
 }
 

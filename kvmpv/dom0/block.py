@@ -3,7 +3,7 @@
 Options: ``path`` or ``null`` (a size in bytes), ``readonly``, ``serial``, ``cache`` (none,
 writeback, unsafe), ``snapshot`` with ``overlayfd``, ``logical`` and ``physical`` (block sizes),
 ``queues``, ``discard`` (on, off), ``iops``, ``iops_burst``, ``bps``, ``bps_burst``, ``group``,
-``force``. docs/disks.md says what they mean.
+``force``, ``poll`` (microseconds). docs/disks.md says what they mean.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ ZEROES_MAX: Final = 1 << 21  # sectors, as in block.h
 FENCE_RETRY_NS: Final = 20_000_000
 FENCE_PATIENCE_NS: Final = 120_000_000_000
 SECOND_NS: Final = 1_000_000_000
+POLL_US: Final = 32  # the longest that a queue looks for requests before it sleeps
 BURST_SHARE: Final = 10  # of a second's worth, unless said otherwise
 
 FEATURES: Final = spec.mask(
@@ -122,8 +123,9 @@ class BlockDevice(ServedDevice):
     def _make_disk(self) -> block.Disk:
         image, overlay = self._image, self._overlay
         serial = os.fsencode(self._options.get("serial", ""))
+        poll_ns = 1000 * _number(self._options, "poll", POLL_US, most=1000)
         if not image:
-            return block.Disk(-1, self._sectors, self._events, serial)
+            return block.Disk(-1, self._sectors, self._events, serial, poll_max_ns=poll_ns)
         return block.Disk(
             image.fd,
             self._sectors,
@@ -136,6 +138,7 @@ class BlockDevice(ServedDevice):
             offset_align=image.offset_align,
             overlay=overlay.fd if overlay else -1,
             bitmap=overlay.bitmap if overlay else None,
+            poll_max_ns=poll_ns,
         )
 
     def config(self) -> bytes:

@@ -293,8 +293,11 @@ class DeviceRing:
     # ---- whether the driver is to kick us
 
     def disable_kicks(self) -> None:
-        """Ask for no kicks; with EVENT_IDX there is nothing to say."""
-        if not self._event_index:
+        """Ask for no kicks; with EVENT_IDX, for one in a long time."""
+        if self._event_index:
+            behind = (self.next_avail - 1) & 0xFFFF
+            _U16.pack_into(self._used, 4 + 8 * self.size, behind)
+        else:
             _U16.pack_into(self._used, 0, spec.USED_F_NO_NOTIFY)
 
     def enable_kicks(self) -> bool:
