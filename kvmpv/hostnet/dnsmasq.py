@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import time
+from _blake2 import blake2s
 
 from kvmpv.errors import HostError
 from kvmpv.hostnet import tools
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
     from typing import Final
 
 PACKAGE: Final = "dnsmasq-base"
-FILES: Final = tuple(
-    f"dnsmasq.{kind}" for kind in ("conf", "pid", "leases", "log", "hosts", "cards")
-)
+FILES: Final = tuple(f"dnsmasq.{kind}" for kind in ("conf", "pid", "leases", "hosts", "cards"))
+MARK: Final = ".kvmpv.invalid"  # a name whose first part says which state is served (RFC 2606)
+DNS_PORT: Final = 53
+ANSWER_TIMEOUT: Final = 0.5  # seconds
+PAUSE: Final = 0.01
+PATIENCE: Final = 20.0
 STOP_TIMEOUT_MS: Final = 5000
 LEASE: Final = "1h"
 RA_INTERVAL: Final = 60  # seconds
@@ -49,10 +53,36 @@ class Server:
         # The number may be another's by now.
         return pid if f"--conf-file={self._path('conf')}".encode() in words else 0
 
-    def start(self, settings: Sequence[str]) -> None:
-        """Start it with these lines of configuration, unless it runs; it answers on return."""
-        if self.pid:
+    def serve(self, settings: Sequence[str], address: str, cards: str, hosts: str) -> None:
+        """Have it serve these cards and names, started with ``settings`` if it does not run.
+
+        ``address`` is where it answers. Raise ``HostError`` when it does not.
+        """
+        mark = blake2s(f"{cards}|{hosts}".encode(), digest_size=8).hexdigest() + MARK
+        changed = [
+            _write(self._path("cards"), cards),
+            _write(self._path("hosts"), f"{hosts}{address} {mark}\n"),
+        ]
+        pid = self.pid
+        if not pid:
+            self._start(settings)
+        elif not any(changed):
             return
+        # It is deaf to SIGHUP until it has begun to serve: so ask until it knows what is new.
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            if pid:
+                try:
+                    os.kill(pid, signal.SIGHUP)
+                except ProcessLookupError:
+                    pass  # it has just ended: it will not answer
+            if _knows(address, mark):
+                return
+            if time.monotonic() > deadline:
+                raise HostError(f"dnsmasq does not answer at {address}", hint=HINT)
+            pid = self.pid
+
+    def _start(self, settings: Sequence[str]) -> None:
         program = tools.require("dnsmasq", PACKAGE)
         lines = [
             *settings,
@@ -61,21 +91,13 @@ class Server:
             f"dhcp-leasefile={self._path('leases')}",
             f"dhcp-hostsfile={self._path('cards')}",
             f"addn-hosts={self._path('hosts')}",
-            f"log-facility={self._path('log')}",
+            "log-facility=/dev/null",  # a guest decides how much would be logged
         ]
-        for kind in ("cards", "hosts"):
-            _write(self._path(kind), "")
         _write(self._path("conf"), "".join(f"{line}\n" for line in lines))
         status, said = tools.run([program, f"--conf-file={self._path('conf')}"])
         if status:
             reason = said.strip().splitlines()[-1:] or [f"status {status}"]
             raise HostError(f"dnsmasq does not start: {reason[0].strip()}", hint=HINT)
-
-    def serve(self, cards: str, hosts: str) -> None:
-        """Tell it which cards get which address, and which names there are."""
-        changed = [_write(self._path("cards"), cards), _write(self._path("hosts"), hosts)]
-        if any(changed) and (pid := self.pid):
-            os.kill(pid, signal.SIGHUP)
 
     def leases(self) -> list[tuple[str, str, str]]:
         """List what it has leased: MAC, address, name."""
@@ -104,6 +126,28 @@ class Server:
 
 
 HINT: Final = "is another DHCP or DNS server bound to all addresses?"
+
+
+def _knows(address: str, name: str) -> bool:
+    """Ask for a name by DNS (RFC 1035, section 4); say whether there is such a name."""
+    labels = b"".join(bytes([len(part)]) + part.encode() for part in name.split("."))
+    number = os.urandom(2)
+    question = number + b"\x01\0\0\x01\0\0\0\0\0\0" + labels + b"\0\0\x01\0\x01"
+    asking = _socket.socket(_socket.AF_INET, _socket.SOCK_DGRAM | _socket.SOCK_CLOEXEC)
+    try:
+        asking.settimeout(ANSWER_TIMEOUT)
+        asking.connect((address, DNS_PORT))
+        asking.send(question)
+        answer = asking.recv(512)
+    except OSError:  # it does not listen yet, or is busy
+        time.sleep(PAUSE)
+        return False
+    finally:
+        asking.close()
+    if len(answer) > 7 and answer[:2] == number and answer[6:8] != b"\0\0":
+        return True
+    time.sleep(PAUSE)
+    return False
 
 
 def _end(process: int) -> None:

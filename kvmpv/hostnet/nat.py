@@ -141,7 +141,6 @@ def ensure(path: str, wanted: NetSpec) -> Network:
         found.save()
     _make_bridge(found)
     sysctl.forward(found.old)
-    found.server.start(_dnsmasq_settings(found))
     return found
 
 
@@ -235,7 +234,8 @@ def settle(path: str) -> None:
                 names += f"{card['address']} {name}\n"
                 if network.prefix6:
                     names += f"{subnet.eui64(network.prefix6, card['mac'])} {name}\n"
-    network.server.serve("".join(f"{line}\n" for line in lines), names)
+    listing = "".join(f"{line}\n" for line in lines)
+    network.server.serve(_dnsmasq_settings(network), network.address, listing, names)
     nft.replace("inet", network.table, _rules(network, cards))
 
 
