@@ -68,7 +68,7 @@ class GuestCrash(KvmpvError):
 class AgentError(KvmpvError):
     """Report an agent that is gone, or that does not speak its protocol."""
 
-    exit_status = 125
+    exit_status = 123  # as for whatever else fails a domain without its fault
 
 
 class LostBox(KvmpvError):

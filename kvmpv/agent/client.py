@@ -59,17 +59,18 @@ class Connection:
         env: dict[str, str] | None = None,
         cwd: str | None = None,
         poweroff: bool = False,
+        signals: int = -1,
     ) -> int:
         """Run a command and return its status as shells count, 128 + N for signal N.
 
         ``None`` is /dev/null. ``tty`` is (columns, rows) of a terminal to run it on. With
-        ``poweroff`` the guest ends its machine after the command. Raises AgentError when the
-        agent goes away first, or cannot start the command.
+        ``poweroff`` the guest ends its machine after the command. ``signals`` is Session.pump()'s.
+        Raises AgentError when the agent goes away first, or cannot start the command.
         """
         session = self.start(
             argv, stdin=stdin is not None, tty=tty, env=env, cwd=cwd, poweroff=poweroff
         )
-        return session.pump(stdin, stdout, stderr)
+        return session.pump(stdin, stdout, stderr, signals)
 
     def capture(
         self,

@@ -53,6 +53,7 @@ class Session:
         self._owed = [0, 0, 0]
         self._credit = 0
         self._ended = False
+        self._signals = -1
         self._failure: AgentError | None = None
 
     # ---- What a caller does -----------------------------------------------------------
@@ -62,13 +63,16 @@ class Session:
         stdin: int | bytes | None,
         stdout: int | bytearray | None,
         stderr: int | bytearray | None,
+        signals: int = -1,
     ) -> int:
         """Move the streams from and to descriptors, or bytes, until the command has ended.
 
         Returns its status, 128 + N for signal N; ``None`` discards. Raises AgentError when
-        the agent goes away first, or could not start the command.
+        the agent goes away first, or could not start the command. ``signals`` is the other end
+        of signal.set_wakeup_fd(): without it a signal just before a wait is heard only after that.
         """
         self._input = stdin
+        self._signals = signals
         self._sinks = [None, stdout, stderr]
         try:
             while self.status is None or any(self._pending):
@@ -141,12 +145,14 @@ class Session:
             self._link.return_event(wake)
 
     def poll_once(self, poll: select.poll, timeout: float | None) -> list[tuple[int, int]]:
-        """Wait for the socket, a wake-up or what ``poll`` holds; handle the first two."""
+        """Wait for the socket, a wake-up, a signal or what ``poll`` holds; handle all but that."""
         link = self._link
         sock = link.fileno()
         if link.failure is None:  # a closed socket stays readable for ever
             poll.register(sock, _IN | _OUT if link.unsent else _IN)
         poll.register(self._wake, _IN)
+        if self._signals >= 0:
+            poll.register(self._signals, _IN)
         ready = poll.poll(None if timeout is None else timeout * 1000)
         others = []
         for fd, events in ready:
@@ -157,6 +163,8 @@ class Session:
                     link.receive(self)
             elif fd == self._wake:
                 os.eventfd_read(fd)
+            elif fd == self._signals:
+                os.read(fd, _READ)
             else:
                 others.append((fd, events))
         return others

@@ -21,16 +21,29 @@ OWN_INIT_STOPS = 120.0  # seconds that a guest may take to power off after --exe
 AGENT_STOPS = 5.0
 
 
+class Signals:
+    """What signals came: ``wake`` becomes readable at each, ``asked`` says that one was Ctrl-C.
+
+    Without that descriptor one that comes just before a wait would not end it.
+    """
+
+    __slots__ = ("asked", "wake")
+
+    def __init__(self, wake: int) -> None:
+        self.wake = wake
+        self.asked = False
+
+
 def run(arguments: list[str]) -> int:
     """Run a domain from ``kvmpv run``'s arguments to its end; return the exit status."""
     domain = Domain(**parse_arguments(arguments))
     output = _console(domain)
-    wake = _follow_signals(domain)
+    signals = _follow_signals(domain)
     with domain:
         if domain.config.exec:
-            status, end = _run_command(domain, output, wake)
+            status, end = _run_command(domain, output, signals)
         else:
-            end = Terminal(domain, output, wake).relay()
+            end = Terminal(domain, output, signals.wake).relay()
             status = end.status
         if domain.config.stats or domain.config.json:
             _print_cost(end, domain.config.json)
@@ -54,22 +67,18 @@ def _console(domain: Domain) -> int | None:
         ) from None
 
 
-def _follow_signals(domain: Domain) -> int:
-    """Ask the guest to power off at the first Ctrl-C; end it at the second, or at SIGTERM.
-
-    Return a descriptor that becomes readable at each signal: one that comes just before a wait
-    would not end it.
-    """
-    asked = False
+def _follow_signals(domain: Domain) -> Signals:
+    """Ask the guest to power off at the first Ctrl-C; end it at the second, or at SIGTERM."""
+    wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    signals = Signals(wake)
 
     def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal asked
         if not domain.started:
             raise KeyboardInterrupt
-        if asked:
+        if signals.asked:
             domain.terminate()
             return
-        asked = True
+        signals.asked = True
         print("kvmpv: asked the guest to power off; Ctrl-C again ends it", file=sys.stderr)
         try:
             if domain.control("poweroff").get("heard") == "no":
@@ -86,19 +95,19 @@ def _follow_signals(domain: Domain) -> int:
 
     signal.signal(signal.SIGTERM, terminate)
     signal.signal(signal.SIGHUP, terminate)
-    wake, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    return wake
+    return signals
 
 
-def _run_command(domain: Domain, output: int | None, wake: int) -> tuple[int, End]:
+def _run_command(domain: Domain, output: int | None, signals: Signals) -> tuple[int, End]:
     drain = Terminal(domain, output).drain_in_background() if output is not None else None
     try:
         status = domain.agent.run(
-            domain.config.exec, stdin=0, stdout=1, stderr=2, poweroff=True, signals=wake
+            domain.config.exec, stdin=0, stdout=1, stderr=2, poweroff=True, signals=signals.wake
         )
     except AgentError as error:
-        return _cut_off(domain, error)
+        end = _cut_off(domain, error)
+        return KILLED if signals.asked else end.status, end
     # A system with an init of its own stops its services and unmounts its disks first.
     patience = OWN_INIT_STOPS if domain.config.boots_itself else AGENT_STOPS
     end = domain.wait(timeout=patience) or domain.kill()
@@ -107,8 +116,8 @@ def _run_command(domain: Domain, output: int | None, wake: int) -> tuple[int, En
     return status, end
 
 
-def _cut_off(domain: Domain, error: AgentError) -> tuple[int, End]:
-    """Say what it means that the agent went away before the command had ended."""
+def _cut_off(domain: Domain, error: AgentError) -> End:
+    """Return the end of a guest whose agent went away before the command had ended."""
     try:
         rebooted = domain.status()["boots"] != "1"  # answered once it boots again
     except KvmpvError:
@@ -119,7 +128,7 @@ def _cut_off(domain: Domain, error: AgentError) -> tuple[int, End]:
     end = domain.wait(timeout=2.0) or domain.kill()
     end.check()
     if end.status == KILLED or end.kind == "poweroff":  # which the command may have asked for
-        return end.status, end
+        return end
     raise AgentError(f"the guest ended before the command did: {error.message}") from None
 
 

@@ -99,9 +99,7 @@ class Ports:
 
     def write(self, _cpu: int, number: int, address: int, length: int, *_: int) -> int:
         """KVMPV_HC_PORT_WRITE."""
-        if number >= abi.MAX_PORTS:
-            return -abi.ENOENT
-        found = buffer(self._memory, address, length)
+        found = self._buffer_of(number, address, length)
         if isinstance(found, int):
             return found
         port = self._ports[number]
@@ -123,9 +121,7 @@ class Ports:
 
     def read(self, _cpu: int, number: int, address: int, length: int, *_: int) -> int:
         """KVMPV_HC_PORT_READ."""
-        if number >= abi.MAX_PORTS:
-            return -abi.ENOENT
-        found = buffer(self._memory, address, length)
+        found = self._buffer_of(number, address, length)
         if isinstance(found, int):
             return found
         port = self._ports[number]
@@ -193,6 +189,12 @@ class Ports:
         port = self._ports[number]
         port.columns, port.rows = columns, rows
         self._events.send(port.channel)
+
+    def _buffer_of(self, number: int, address: int, length: int) -> memoryview | int:
+        """Return the buffer of a call on a port, or the negative errno that is due."""
+        if number >= abi.MAX_PORTS:
+            return -abi.ENOENT
+        return buffer(self._memory, address, length)
 
     def _wait(self, number: int, what: int) -> None:
         port = self._ports[number]

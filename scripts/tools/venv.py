@@ -23,13 +23,17 @@ LAUNCHER = """\
 #!{python} -IS
 # Made by scripts/setup. -I and -S keep the user's environment and site's start-up files out, which
 # is also most of the time that Python takes to start: the two paths are added by hand.
-import sys
+try:
+    import sys
 
-sys.path += [{checkout!r}, {packages!r}]
+    sys.path += [{checkout!r}, {packages!r}]
 
-from kvmpv.cli.main import main
+    from kvmpv.cli.main import main
 
-sys.exit(main())
+    status = main()
+except KeyboardInterrupt:  # before the command could say what Ctrl-C means to it
+    status = 130
+raise SystemExit(status)
 """
 
 
