@@ -71,13 +71,14 @@ class VirtioTransport:
 
     def devices(self, _cpu: int, *_: int) -> int:
         """KVMPV_HC_VIRTIO_DEVICES."""
-        there = (number for number, each in list(self._devices.items()) if not each.removed)
-        return sum(1 << number for number in there)
+        known = list(self._devices.items())
+        return sum(1 << number for number, each in known if not (each.removed or each.leaving))
 
     def open(self, cpu: int, number: int, address: int, *_: int) -> int:
         """KVMPV_HC_VIRTIO_OPEN."""
         device = self._devices.get(number)
-        if device is None or (device.removed and number not in self._pages):
+        gone = device is None or device.removed or device.leaving
+        if device is None or (gone and number not in self._pages):
             return -abi.ENOENT
         if address % PAGE:
             return -abi.EINVAL
@@ -190,13 +191,14 @@ class VirtioTransport:
     def _close(self, device: Device) -> int:
         self._patiently(device, device.reset)
         number = device.number
+        gone = device.removed or device.leaving
         with device.lock:
             device.abandon()
             self._pages.pop(number, None)
             self._channels.pop(number, None)
-            if device.removed and self._devices.get(number) is device:
+            if gone and self._devices.get(number) is device:
                 del self._devices[number]
-        if device.removed:
+        if gone:
             device.close()
         return 0
 

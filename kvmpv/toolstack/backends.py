@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 else:
     import _signal as signal
 
+LET_GO = 5  # seconds that a guest has to let a device go
+
 
 class _Call:
     """One call that the thread is asked to make."""
@@ -345,15 +347,24 @@ class Backends:
         slot.release()
 
     def remove(self, number: int) -> None:
-        """Take a device away from the running domain."""
+        """Take a device away from the running domain, once the guest has let it go, or in time."""
+        self._ask(lambda: self._ask_back(number))
+        deadline = time.monotonic() + LET_GO + 1
+        while self._ask(lambda: self._is_used(number)) and time.monotonic() < deadline:
+            time.sleep(0.02)
         self._ask(lambda: self._remove(number))
+
+    def _ask_back(self, number: int) -> None:
+        self._backend_of(self._slot(number)).unwatch(number)
+        self._control(f"device-remove {number} {LET_GO}", [])
+
+    def _is_used(self, number: int) -> bool:
+        state = self._control("devices", []).get(f"{number}.state", "removed")
+        return state != "removed"
 
     def _remove(self, number: int) -> None:
         slot = self._slot(number)
-        backend = self._backend_of(slot)
-        backend.unwatch(number)
-        self._control(f"device-remove {number}", [])
-        self._forget(slot, backend)
+        self._forget(slot, self._backend_of(slot))
 
     def resize(self, number: int, size: int) -> None:
         """Have the guest see a disk's size, of its image as it is, or grown to ``size`` first."""

@@ -76,6 +76,7 @@ class Device:
         self.status = self.accepted = self.offered = 0
         self.generation = 0  # of the config space
         self.known = False  # a backend has told what it offers
+        self.leaving = False  # the driver was asked to let it go
         self.removed = False
         self.why = ""  # the backend was lost, for people
         self._memory = memory

@@ -2,7 +2,7 @@
 
     status | stats | pause | resume | poweroff | reboot | sysrq KEY | vcpus N | window COLUMNS ROWS
     | kill | attach PORT | devices | backend NUMBER | device-add KIND KEY=VALUE...
-    | device-remove NUMBER
+    | device-remove NUMBER [SECONDS]
 
 The answer is ``ok`` with ``key=value`` words, or ``error`` with a text. docs/control.md says more.
 """
@@ -28,6 +28,7 @@ LINE_MAX: Final = 4096
 CONNECTIONS_MAX: Final = 16
 WORDS_MAX: Final = 32
 FDS_MAX: Final = 4
+PATIENCE_MAX: Final = 60  # seconds
 ANCILLARY: Final = _socket.CMSG_SPACE(4 * FDS_MAX)
 
 
@@ -220,9 +221,9 @@ class Control:
         return f"ok number={number}"
 
     def _device_remove(self, words: list[str]) -> str:
-        number = int(words[0])
+        number, patience = int(words[0]), int(words[1]) if len(words) > 1 else 0
         devices = self._domain.devices
-        if devices is None or not devices.remove(number):
+        if devices is None or not devices.remove(number, min(max(patience, 0), PATIENCE_MAX)):
             return f"error device-remove: there is no device {number}"
         return "ok"
 

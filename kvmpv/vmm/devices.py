@@ -10,6 +10,7 @@ import _socket
 import _thread
 import os
 import select
+import time
 
 from kvmpv import abi
 from kvmpv.errors import BadInput
@@ -142,13 +143,32 @@ class Devices:
         if not device.connect(socket):
             complain(f"device {device.number}: {device.why}")
 
-    def remove(self, number: int) -> bool:
-        """Take a device away; return whether there was one."""
+    def remove(self, number: int, patience: float = 0) -> bool:
+        """Take a device away; return whether there was one.
+
+        A guest that has it open gets so many seconds to let it go, in which it works as ever.
+        """
         device = self.devices.get(number)
-        if device is None or device.removed:
+        if device is None or device.removed or (device.leaving and patience):
             return False
-        self._do_soon(lambda: self._remove(device))
+        if patience:
+            device.leaving = True
+            self._do_soon(lambda: self._ask_back(device, patience))
+        else:
+            self._do_soon(lambda: self._remove(device))
         return True
+
+    def _ask_back(self, device: Device, patience: float) -> None:
+        if self._transport is None or not self._transport.is_open(device.number):
+            self._remove(device)
+            return
+        self._announce()
+        _thread.start_new_thread(self._wait_and_remove, (device, patience))
+
+    def _wait_and_remove(self, device: Device, patience: float) -> None:
+        time.sleep(patience)
+        if self.devices.get(device.number) is device:
+            self._do_soon(lambda: self._remove(device))
 
     def _remove(self, device: Device) -> None:
         device.remove()

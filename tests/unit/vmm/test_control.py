@@ -62,7 +62,7 @@ class FakeDevices:
         self.added.append((kind, options))
         return 1
 
-    def remove(self, number: int) -> bool:
+    def remove(self, number: int, _patience: float = 0) -> bool:
         return not number
 
 
