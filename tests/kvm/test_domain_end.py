@@ -61,3 +61,19 @@ def test_output_that_nobody_reads_ends_the_domain(command: Command) -> None:
         assert child.stderr is not None
         assert child.stderr.read() == ""
     assert command.nothing_is_left(child.pid)
+
+
+# The reference guest has no agent: it ends as one does whose command has ended it.
+def test_power_off_under_a_command_is_no_failure(command: Command) -> None:
+    arguments = ("--kernel", firmware("refguest"), "-m", "16M", "--cmdline", "test=poweroff")
+    ended = command.run("run", *arguments, "--exec", "poweroff")
+    assert (ended.status, ended.out, ended.err) == (0, "", "")
+    assert command.nothing_is_left(ended.pid)
+
+
+def test_reboot_under_a_command_is_told(command: Command) -> None:
+    arguments = ("--kernel", firmware("refguest"), "-m", "16M", "--cmdline", "test=again")
+    ended = command.run("run", *arguments, "--exec", "reboot")
+    assert (ended.status, ended.out) == (123, "")
+    assert ended.err == "kvmpv: the guest rebooted before the command ended\n"
+    assert command.nothing_is_left(ended.pid)
