@@ -9,6 +9,7 @@ from __future__ import annotations
 import _socket
 import _thread
 import os
+import resource
 import select
 import time
 
@@ -63,6 +64,9 @@ class Devices:
 
         ``bug(error)`` is given what is a fault of this program.
         """
+        # Each queue has two descriptors, and what a guest sets up must not use up what we need.
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         self._memory = memory
         self.crash = crash
         self._announce = announce

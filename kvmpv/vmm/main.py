@@ -290,13 +290,8 @@ def _facts(kind: str, message: str, **more: int) -> bytes:
 
 def _load_devices() -> Devices:
     """Load what devices need: a quarter of all that the start loads, and many domains have none."""
-    import resource
-
     from kvmpv.vmm.devices import Devices
 
-    # Each queue has two descriptors, and what a guest sets up must not use up what we need.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return Devices()
 
 
