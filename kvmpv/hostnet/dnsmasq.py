@@ -184,6 +184,7 @@ def settings(bridge: str, prefix: int, network: str, mtu: int) -> list[str]:
         f"interface={bridge}",
         "except-interface=lo",
         "bind-dynamic",
+        "local=/kvmpv.invalid/",
         "no-hosts",  # the host's own are in a file of ours, without its loopback addresses
         "domain-needed",
         "dhcp-authoritative",
