@@ -85,6 +85,7 @@ class Slot:
             device = self._make(self._options)
         except OSError as error:
             raise HostError(f"{error.filename or self.kind}: {error.strerror}") from None
+        device.unsealed = self._options.get("unsealed", "0") not in ("", "0")
         self.device = device
         if isinstance(device, ServedDevice):
             device.attach(self)

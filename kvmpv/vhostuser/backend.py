@@ -337,25 +337,37 @@ class Session:
     # ---- the end
 
     def close(self) -> None:
-        """Stop the queues and give everything back that the front end gave."""
+        """Stop the queues and give everything back that the front end gave.
+
+        A queue that its device cannot stop may still be served: its memory stays mapped then, and
+        its descriptors open, for a hole there would be everybody's end. The error is raised.
+        """
+        try:
+            self.rings.stop_all()
+        except Exception:
+            self.connection.close()
+            raise
         try:
             self.rings.reset()
             self.device.set_log(0, 0, -1)
             self.device.set_memory([])
             self.device.disconnected()
         finally:
-            self.rings.close()
-            _close_regions(self.regions)
-            if self._log is not None:
-                self._log.release()
-                self._log = None
-            if self._log_fd >= 0:
-                os.close(self._log_fd)
-                self._log_fd = -1
-            if self._backend_requests is not None:
-                self._backend_requests.close()
-                self._backend_requests = None
-            self.connection.close()
+            self._give_back()
+
+    def _give_back(self) -> None:
+        self.rings.close()
+        _close_regions(self.regions)
+        if self._log is not None:
+            self._log.release()
+            self._log = None
+        if self._log_fd >= 0:
+            os.close(self._log_fd)
+            self._log_fd = -1
+        if self._backend_requests is not None:
+            self._backend_requests.close()
+            self._backend_requests = None
+        self.connection.close()
 
 
 def _u64(value: int) -> tuple[bytes, int]:

@@ -263,9 +263,20 @@ class Rings:
         if before is not None:
             before.release()
 
+    def stop_all(self) -> None:
+        """Stop all rings that run, whatever goes wrong with some; then raise the first error."""
+        errors = []
+        for index in self._running():
+            try:
+                self._stop(index, self._rings[index])
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
     def reset(self) -> None:
         """Stop and forget all rings, their in-flight log, and what was negotiated."""
-        self.pause()
+        self.stop_all()
         self.disable_all()
         self.close()
         self._rings.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import struct
 import threading
@@ -436,3 +437,32 @@ def test_a_session_that_ends_closes_the_connections(worker: Worker, tmp_path: Pa
     again = Guest(Frontend(raw(ours)))
     from_guest(tmp_path, again).close()
     again.close()
+
+
+def test_no_packets_bring_it_down(guest: Guest, worker: Worker, tmp_path: Path) -> None:
+    chance = random.Random(19)
+    host = from_guest(tmp_path, guest)
+    for number in range(600):
+        port = chance.choice([1000, 1000, 1000, 1, 0xFFFFFFFF])
+        to = chance.choice([80, 80, 80, 81, 0])
+        length = chance.choice([0, 0, 1, 100, 5000, 0xFFFFFFFF])
+        data = os.urandom(chance.choice([0, 1, 100, 5000]))
+        head = VSOCK_HDR.pack(
+            *(chance.choice([CID, CID, CID, 0, 2**64 - 1]), chance.choice([2, 2, 2, CID, 0])),
+            *(port, to, chance.choice([length, len(data)]), chance.choice([1, 1, 1, 2, 0])),
+            *(chance.randrange(9), chance.choice([0, 1, 2, 3, 0xFFFFFFFF])),
+            *(chance.choice([0, 1000, 2**32 - 1]), chance.choice([0, 5000, 2**32 - 1])),
+        )
+        guest.send(port, to, 0, data, head=head[: chance.choice([44, 44, 44, 43, 0])] or b"?")
+        while not guest.silent():
+            guest.take()
+        if number % 50 == 0:
+            host.close()
+            (tmp_path / "v,s_80").unlink()
+            guest.send(1000, 80, RST)
+            until(lambda: worker.stats()["0.connections"] == 0)
+            while not guest.silent():
+                guest.take()
+            host = from_guest(tmp_path, guest)
+    host.close()
+    assert worker.log == ""

@@ -301,6 +301,31 @@ def test_a_device_that_cannot_start_leaves_nothing_behind() -> None:
     peer.close()
 
 
+class Stubborn(Recorder):
+    """A device of which one queue does not stop."""
+
+    def stop_queue(self, index: int) -> int:
+        if index == 0:
+            raise VhostUserError("it hangs")
+        return super().stop_queue(index)
+
+
+def test_memory_stays_where_a_queue_may_still_use_it() -> None:
+    device = Stubborn()
+    peer = Peer(device)
+    peer.share()
+    for index in range(2):
+        peer.describe(index)
+        os.close(peer.kick(index))
+    with pytest.raises(VhostUserError, match="it hangs"):
+        peer.session.close()
+    assert list(device.running) == [0]
+    assert bytes(device.regions[0].view[:4]) == bytes(4)
+    assert peer.session.fileno() == -1
+    peer.session._give_back()  # for the test's own sake
+    peer.socket.close()
+
+
 # ---- anything at all
 
 
