@@ -45,9 +45,13 @@ void interrupts_init(void);
 void apic_init(void);
 u32 apic_read(u32 reg);
 void apic_write(u32 reg, u32 value);
+void apic_send(u32 apic_id, u32 command);
 u64 message_address(u32 apic_id);
 long bind_channel(u32 channel, u32 apic_id, u32 vector);
 long wait_for(volatile u32 *counter, u32 until);	/* sleeps with hlt; 0, or -1 at the limit */
+
+/* nmi.c */
+void nmi_taken(void);
 
 /* vcpus.c */
 long vcpu_start(u32 id, void (*work)(u64));	/* waits until it is down; one work at a time */
@@ -85,6 +89,7 @@ void command_bindstorm(void);
 void command_msrs(void);
 void command_race(void);
 void command_again(void);
+void command_nmi(void);
 void command_upstorm(void);
 void command_jump(void);
 void command_virtio(void);

@@ -9,6 +9,8 @@
 
 #define APIC_EOI		0x0b		/* registers by their x2APIC number */
 #define APIC_SPURIOUS		0x0f
+#define APIC_ICR		0x30
+#define APIC_ICR_HIGH		0x31
 #define APIC_ENABLED		0x100
 
 struct frame {
@@ -31,6 +33,7 @@ extern u64 gdt_tss[2];
 extern const char interrupt_stubs[];
 extern char cpl0_stack_top[];
 
+#define NMI		2
 #define INVALID_OPCODE	6
 
 static void resume(struct frame *frame)
@@ -60,6 +63,8 @@ void interrupt(struct frame *frame)
 	if (frame->vector >= 32) {
 		interrupts_seen[frame->vector]++;
 		apic_write(APIC_EOI, 0);
+	} else if (frame->vector == NMI) {
+		nmi_taken();
 	} else if (resume_stack) {
 		resume(frame);
 	} else {
@@ -103,6 +108,17 @@ void apic_write(u32 reg, u32 value)
 		*(volatile u32 *)(APIC_ADDRESS + reg * 16) = value;
 	else
 		wrmsr(MSR_X2APIC + reg, value);
+}
+
+/* Sends an interrupt command to one vCPU. */
+void apic_send(u32 apic_id, u32 command)
+{
+	if (!use_mmio) {
+		wrmsr(MSR_X2APIC + APIC_ICR, (u64)apic_id << 32 | command);
+		return;
+	}
+	apic_write(APIC_ICR_HIGH, apic_id << 24);
+	apic_write(APIC_ICR, command);
 }
 
 /* Turns this vCPU's local APIC on: as x2APIC, or with apic=mmio as it wakes up. */

@@ -40,6 +40,7 @@ static const struct {
 	{ "jump", command_jump, 0 },
 	{ "junk", command_junk, 0 },
 	{ "msrs", command_msrs, 0 },
+	{ "nmi", command_nmi, 0 },
 	{ "poweroff", power_off, 0 },
 	{ "race", command_race, 0 },
 	{ "reboot", command_reboot, 0 },

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from kvmpv.abi import address_map
 from tests.kvm import refguest
+from tests.kvm.command import IN_BOX, once
+
+NMIS = 5 if IN_BOX else 100
 
 
 @pytest.mark.parametrize("vcpus", [1, 2, 4, 16])
@@ -24,6 +28,23 @@ def test_all_checks_pass_with_the_local_apic_in_memory() -> None:
     assert guest.failures == []
     assert end.kind == "poweroff"
     assert "send-arrives" in guest.passed
+
+
+@once
+def test_all_the_vcpus_that_there_may_be_work_at_once() -> None:
+    end, guest = refguest.run("race n=10", vcpus=address_map.MAX_VCPUS)
+    assert guest.failures == []
+    assert guest.text.count("ok race-up") == address_map.MAX_VCPUS - 1
+    assert end.kind == "poweroff"
+
+
+@pytest.mark.parametrize("apic", ["x2apic", "mmio"])
+@pytest.mark.parametrize("vcpus", [1, 2])
+def test_calls_from_nmi_context_disturb_none_that_they_interrupt(vcpus: int, apic: str) -> None:
+    end, guest = refguest.run(f"nmi n={NMIS} apic={apic}", vcpus=vcpus)
+    assert guest.failures == []
+    assert {"nmi-taken", "nmi-wrong"} <= guest.passed
+    assert end.kind == "poweroff"
 
 
 def test_more_vcpus_can_be_than_are_brought_up_at_boot() -> None:
