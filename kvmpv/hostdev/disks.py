@@ -27,7 +27,7 @@ def by_id(name: str) -> str:
     none such, or several.
     """
     path = f"{BY_ID}/{name}"
-    if "/" not in name and os.path.exists(path):
+    if "/" not in name and os.path.islink(path):
         return os.path.realpath(path)
     found = sorted(_known_as(name))
     if len(found) == 1:

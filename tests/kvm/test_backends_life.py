@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import kvmpv
-from tests.kvm.command import KVMPV, Command, once
+from kvmpv.toolstack import backend
+from tests.kvm.command import IN_BOX, KVMPV, Command, once
 from tests.kvm.refguest import PATIENCE, Guest, firmware
 
 if TYPE_CHECKING:
@@ -154,14 +155,30 @@ def test_two_domains_share_a_readonly_image_and_not_a_writable_one(image: Path) 
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_worker_that_is_killed_again_and_again_costs_the_guest_nothing(image: Path) -> None:
-    with Guest("disk n=3000 depth=16", disks=[str(image)], stats=True) as guest:
+def test_worker_that_is_killed_again_and_again_costs_the_guest_nothing(
+    image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "DELAYS", (0.0,))
+    times = 3 if IN_BOX else 20
+    with Guest("disk n=1500 depth=16", disks=[str(image)], stats=True) as guest:
         guest.expect("disk-begins")
-        for _ in range(3):
+        for _ in range(times):
             kill_and_wait(guest.domain)
         end = guest.end()
     assert guest.failures == []
-    assert end.stats["backend_restarts"] == 3
+    assert end.stats["backend_restarts"] == times
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+def test_worker_that_keeps_dying_is_started_later_and_later() -> None:
+    with Guest("spin", rng="on") as guest:
+        moments = [time.monotonic()]
+        for _ in range(5):
+            kill_and_wait(guest.domain)
+            moments.append(time.monotonic())
+    assert moments[-1] - moments[-2] > backend.DELAYS[4]
+    assert moments[-1] - moments[0] < sum(backend.DELAYS)
 
 
 @once
