@@ -81,3 +81,8 @@ def test_calls_are_counted_by_kind() -> None:
     assert end.stats["hypercall_version"] == 100
     assert end.stats["hypercall_poweroff"] == 1
     assert end.stats["exits_to_user_space"] == 103
+
+
+def test_smallest_memory_is_enough_for_the_smallest_guest() -> None:
+    end, _ = refguest.run("", kernel="first", memory=address_map.MEMORY_MIN)
+    assert end.kind == "poweroff"
