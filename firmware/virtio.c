@@ -285,12 +285,31 @@ static u32 many(u32 type, u32 count, u32 depth, u32 bytes, u64 span)
 	return bad;
 }
 
-/* A disk: n=COUNT requests of size=BYTES, depth=AT ONCE, written and read back, then flushed. */
+static int told_to_stop(void)
+{
+	u8 byte;
+
+	return hypercall(KVMPV_HC_PORT_READ, KVMPV_PORT_EXEC, address_of(&byte), 1) == 1;
+}
+
+static void check_end_of_disk(u64 span)
+{
+	fill(0, BLOCK_IN, span, 512);
+	submit(0);
+	kick(0);
+	check("disk-end-answered", wait_used(ring.available.index), 0);
+	check("disk-end-refused", requests[0].status, 1);
+}
+
+/*
+ * A disk: n=COUNT requests of size=BYTES, depth=AT ONCE, written, flushed and read back; with
+ * endless=1 again and again, until a byte comes by the exec port.
+ */
 void command_disk(void)
 {
 	u32 count = (u32)option("n", 64), depth = (u32)option("depth", 8);
-	u32 bytes = (u32)option("size", 512);
-	u64 span, features, from;
+	u32 bytes = (u32)option("size", 512), unwritten = 0, unflushed = 0, unread = 0;
+	u64 span, features;
 
 	check("disk-found", device_find(TYPE_BLOCK) >= 0, 1);
 	span = *(const u64 *)device_page.config;
@@ -300,19 +319,17 @@ void command_disk(void)
 	if (device_page.features & FEATURE_RO) {
 		check("disk-read-only", many(BLOCK_OUT, 1, 1, bytes, span), 1);
 	} else {
-		check("disk-written", many(BLOCK_OUT, count, depth, bytes, span), 0);
-		if (features & FEATURE_FLUSH)
-			check("disk-flushed", many(BLOCK_FLUSH, 1, 1, 0, span), 0);
-		from = rdtsc();
-		check("disk-read-back", many(BLOCK_IN, count, depth, bytes, span), 0);
-		say("disk %d reads in %d us", (u64)count,
-		    (rdtsc() - from) * 1000 / start_info->tsc_khz);
+		do {
+			unwritten += many(BLOCK_OUT, count, depth, bytes, span);
+			if (features & FEATURE_FLUSH)
+				unflushed += many(BLOCK_FLUSH, 1, 1, 0, span);
+			unread += many(BLOCK_IN, count, depth, bytes, span);
+		} while (option("endless", 0) && !told_to_stop());
+		check("disk-written", unwritten, 0);
+		check("disk-flushed", unflushed, 0);
+		check("disk-read-back", unread, 0);
 	}
-	fill(0, BLOCK_IN, span, 512);
-	submit(0);
-	kick(0);
-	check("disk-end-answered", wait_used(ring.available.index), 0);
-	check("disk-end-refused", requests[0].status, 1);
+	check_end_of_disk(span);
 	device_end();
 }
 

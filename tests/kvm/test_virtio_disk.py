@@ -10,6 +10,7 @@ import pytest
 
 from tests.kvm import refguest
 from tests.kvm.backends import Disk, DiskGuest
+from tests.kvm.command import once
 
 if TYPE_CHECKING:
     from kvmpv import End
@@ -34,6 +35,7 @@ def test_transport_does_as_its_document_says() -> None:
     assert end.kind == "poweroff"
 
 
+@once
 def test_disk_is_written_flushed_and_read_back() -> None:
     disk = Disk(3)
     with DiskGuest("disk n=32 depth=16 size=4096", disk) as guest:
@@ -54,6 +56,7 @@ def test_requests_do_not_enter_the_vmm() -> None:
     assert exits_of(16) == exits_of(400)
 
 
+@once
 def test_disk_comes_up_with_about_ten_exits() -> None:
     end, _ = run("disk n=8", Disk(0), stats=True)
     calls = ("virtio_open", "virtio_status", "virtio_queue", "virtio_bind", "virtio_devices")
@@ -68,12 +71,14 @@ def test_broken_rings_stop_the_device_until_its_reset() -> None:
     assert end.kind == "poweroff"
 
 
+@once
 def test_resets_in_flight_and_kicks_at_nothing_do_no_harm() -> None:
     end, guest = run("resets n=20", Disk(0), stats=True)
     assert guest.failures == []
     assert end.stats["device0_doorbell_exits"] > 40
 
 
+@once
 def test_killed_backends_requests_are_answered_by_the_next() -> None:
     disk = Disk(0, hold="1")
     with DiskGuest("disk n=8 depth=8", disk) as guest:
@@ -88,6 +93,7 @@ def test_killed_backends_requests_are_answered_by_the_next() -> None:
         assert {"disk-written", "disk-read-back"} <= guest.passed
 
 
+@once
 @pytest.mark.parametrize("request_under_way", [0, 1])
 def test_backend_without_a_log_is_replaced_only_when_it_owes_nothing(
     request_under_way: int,
@@ -108,6 +114,7 @@ def test_backend_without_a_log_is_replaced_only_when_it_owes_nothing(
         assert "status 4f" not in guest.text
 
 
+@once
 def test_lost_requests_reset_the_device_or_end_the_domain_as_configured() -> None:
     for loss, kind in (("reset", "poweroff"), ("crash", "crash")):
         disk = Disk(0, order=f",loss={loss}", log="0", hold="1")
@@ -124,6 +131,7 @@ def test_lost_requests_reset_the_device_or_end_the_domain_as_configured() -> Non
         assert guest.failures == []
 
 
+@once
 def test_grown_disk_is_seen_by_its_guest() -> None:
     disk = Disk(0)
     with DiskGuest("watchdisk until=6144", disk) as guest:
@@ -134,6 +142,7 @@ def test_grown_disk_is_seen_by_its_guest() -> None:
         assert guest.failures == []
 
 
+@once
 def test_disk_comes_and_goes_while_the_guest_runs() -> None:
     first, late = Disk(0), Disk(1)
     with DiskGuest("requests,requests,watchdisk,requests devices=1", first) as guest:
@@ -151,6 +160,7 @@ def test_disk_comes_and_goes_while_the_guest_runs() -> None:
         assert guest.end().kind == "poweroff"
 
 
+@once
 def test_domain_without_devices_takes_none_later() -> None:
     late = Disk(0)
     with DiskGuest("requests") as guest:
@@ -160,6 +170,7 @@ def test_domain_without_devices_takes_none_later() -> None:
         assert guest.domain.control("devices") == {}
 
 
+@once
 def test_reboot_opens_the_disk_again() -> None:
     disk = Disk(0)
     with DiskGuest("disk,reboot n=8", disk) as guest:
@@ -173,6 +184,7 @@ def test_reboot_opens_the_disk_again() -> None:
         assert guest.failures == []
 
 
+@once
 def test_silent_backend_holds_up_neither_pause_nor_end() -> None:
     disk = Disk(0)
     with DiskGuest("watchdisk", disk) as guest:
