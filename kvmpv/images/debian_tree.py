@@ -21,6 +21,11 @@ _NOT_STARTED = (
     *("sys-kernel-debug.mount", "sys-kernel-tracing.mount", "sys-kernel-config.mount"),
     *("sys-fs-fuse-connections.mount", "proc-sys-fs-binfmt_misc.automount"),
 )
+# Each is a process before anything else is done; those for the terminal and /etc/fstab stay.
+_GENERATORS = (
+    *("cryptsetup", "debug", "gpt-auto", "hibernate-resume", "integritysetup", "rc-local"),
+    *("run", "system-update", "sysv", "veritysetup"),
+)
 _STARTED = {
     "systemd-networkd.service": "multi-user.target.wants",
     "systemd-networkd.socket": "sockets.target.wants",
@@ -36,7 +41,12 @@ FILES = {
     "etc/default/locale": "LANG=C.UTF-8\n",
     # Any name that a network card may get; the lease follows the card, not the image.
     "etc/systemd/network/80-kvmpv.network": (
-        "[Match]\nType=ether\n\n[Network]\nDHCP=yes\n\n[DHCPv4]\nClientIdentifier=mac\n"
+        "[Match]\nType=ether\n\n[Network]\nDHCP=yes\n\n"
+        "[DHCPv4]\nClientIdentifier=mac\nUseHostname=no\nUseDomains=yes\n"
+    ),
+    # The network's own names may have no dot in them, and its server knows them.
+    "etc/systemd/resolved.conf.d/kvmpv.conf": (
+        "[Resolve]\nResolveUnicastSingleLabel=yes\nLLMNR=no\nMulticastDNS=no\n"
     ),
     "etc/systemd/system/kvmpv-agent.service": (
         "[Unit]\n"
@@ -71,6 +81,10 @@ def finish(root: Path, hostname: str, agent: Path) -> None:
         _link(f"{where}/{unit}", units / wants / unit)
     for unit in _NOT_STARTED:
         _link("/dev/null", units / unit)
+    for name in _GENERATORS:
+        _link("/dev/null", root / f"etc/systemd/system-generators/systemd-{name}-generator")
+    # It asks for more process numbers than our kernel has, and fails the boot by that.
+    _link("/dev/null", root / "etc/sysctl.d/50-pid-max.conf")
     _link(_RESOLVER, root / "etc/resolv.conf")
     _no_password(root / "etc/shadow")
     (root / AGENT).parent.mkdir(parents=True, exist_ok=True)
