@@ -18,15 +18,23 @@ MARK = "---"  # what the kernel has to say lies around two of them
 
 
 def run(
-    worker: Worker, device: str, command: str, *, initrd: Path | None = None, seconds: float = 40
+    worker: Worker,
+    device: str,
+    command: str,
+    *,
+    path: Path | None = None,
+    initrd: Path | None = None,
+    seconds: float = 40,
 ) -> str:
     """Run a command in a guest that has device 0 of the worker; return what it printed.
 
-    ``device`` is QEMU's name of the device and its options, less the connection.
+    ``device`` is QEMU's name of the device and its options, less the connection. ``path`` is where
+    the worker listens, if it does.
     """
     images = Path(folder()) / "current"
     initrd = initrd or images / "initrd.cpio"
-    fd = worker.frontends[0].fileno()
+    fd = worker.frontends[0].fileno() if not path else -1
+    where = f"path={path}" if path else f"fd={fd}"
     marked = f"echo {MARK}; {command}; echo {MARK}"
     words = f'console=ttyS0 quiet panic=-1 reboot=t kvmpv.end=reboot kvmpv.run="{marked}"'
     done = subprocess.run(
@@ -36,10 +44,10 @@ def run(
             *("-display", "none", "-no-reboot", "-serial", "stdio"),
             *("-object", "memory-backend-memfd,id=ram,size=192M,share=on"),
             *("-kernel", str(images / "vmlinux"), "-initrd", str(initrd)),
-            *("-append", words, "-chardev", f"socket,id=c,fd={fd}"),
-            *("-device", f"{device},chardev=c"),
+            *("-append", words, "-chardev", f"socket,id=c,{where}"),
+            *connected(device),
         ],
-        pass_fds=[fd],
+        pass_fds=[fd] if fd >= 0 else [],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -49,6 +57,13 @@ def run(
     output = done.stdout.decode("utf-8", "replace").replace("\r\n", "\n")
     assert done.returncode == 0, output
     return output.split(MARK)[1]
+
+
+def connected(device: str) -> list[str]:
+    """Return the options that connect a device: a card has QEMU's net layer in between."""
+    if device.startswith("virtio-net"):
+        return ["-netdev", "vhost-user,id=n,chardev=c", "-device", f"{device},netdev=n"]
+    return ["-device", f"{device},chardev=c"]
 
 
 def with_program(name: str, into: Path) -> Path:

@@ -10,11 +10,19 @@ from typing import TYPE_CHECKING
 
 from tests.host.dom0 import qemu
 from tests.host.dom0.workers import Worker, option
+from tests.host.net.namespace import Namespace
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 MIB = 1 << 20
+
+
+def listening(path: Path) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX)
+    made.bind(str(path))
+    made.listen()
+    return made
 
 
 def test_a_guest_of_qemu_gets_random_numbers(tmp_path: Path) -> None:
@@ -50,9 +58,7 @@ def test_a_guest_of_qemu_reads_and_writes_a_disk(tmp_path: Path) -> None:
 
 def test_a_guest_of_qemu_has_sockets_to_the_host(tmp_path: Path) -> None:
     initrd = qemu.with_program("vsock_peer", tmp_path)
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(str(tmp_path / "v_7000"))
-    listener.listen()
+    listener = listening(tmp_path / "v_7000")
     greeted: list[bytes] = []
 
     def host() -> None:
@@ -88,3 +94,48 @@ def test_a_guest_of_qemu_has_sockets_to_the_host(tmp_path: Path) -> None:
         assert worker.stats()["0.bytes_in"] == 3000011
         assert worker.log == ""
     listener.close()
+
+
+def make(folder: Path, orders: str, listener: socket.socket) -> Worker:
+    return Worker(folder, orders, listen=listener)
+
+
+def test_a_guest_of_qemu_has_a_network(tmp_path: Path) -> None:
+    content = os.urandom(MIB)
+    came: list[bytes] = []
+
+    def host(listener: socket.socket) -> None:
+        """Send the guest something, and take something from it."""
+        peer, _ = listener.accept()
+        peer.sendall(content)
+        peer.close()
+        peer, _ = listener.accept()
+        while data := peer.recv(1 << 16):
+            came.append(data)
+        peer.close()
+
+    with Namespace() as namespace:
+        namespace.ip("tuntap add dev t0 mode tap vnet_hdr")
+        namespace.ip("address add 10.9.9.1/24 dev t0")
+        namespace.ip("link set t0 up")
+        listener = namespace.call(socket.create_server, ("10.9.9.1", 8000))
+        thread = threading.Thread(target=host, args=[listener], daemon=True)
+        thread.start()
+        orders = "net,tap=t0,mac=52:54:00:12:34:56,vhost=off"
+        # QEMU's cards want a path: by it they know that descriptors can be passed.
+        path = tmp_path / "card"
+        with listening(path) as front, namespace.call(make, tmp_path, orders, front) as worker:
+            said = qemu.run(
+                worker,
+                "virtio-net-device,mac=52:54:00:12:34:56",
+                "ip address add 10.9.9.2/24 dev eth0; ip link set eth0 up;"
+                " ping -c 3 -i 0.1 10.9.9.1 | grep -c ttl=;"
+                " nc 10.9.9.1 8000 > /tmp/came; md5sum < /tmp/came;"
+                " nc 10.9.9.1 8000 < /tmp/came > /dev/null",
+                path=path,
+            )
+            thread.join(10)
+            assert said.split() == ["3", hashlib.md5(content).hexdigest(), "-"]
+            assert b"".join(came) == content
+            assert worker.log == ""
+        listener.close()

@@ -200,7 +200,7 @@ def test_front_ends_come_one_after_the_other_where_it_listens(tmp_path: Path) ->
     with Worker(tmp_path) as worker:
         line = f"device-add 0,rng,listen={listener.fileno()}"
         assert worker.ask(line) == "error device-add: no socket came with that line"
-    with Worker(tmp_path, listen=listener) as worker:
+    with Worker(tmp_path, "rng", listen=listener) as worker:
         for _ in range(2):
             driver = running(open_connection(str(tmp_path / "socket")))
             assert len(random_bytes(driver)) == 64

@@ -22,7 +22,10 @@ PROGRAM = Path(__file__).parents[3] / "kvmpv/dom0/__main__.py"
 
 
 class Worker:
-    """A worker with devices, a front end for each, its control socket and its log."""
+    """A worker with devices, a front end for each, its control socket and its log.
+
+    Its one device waits for front ends at ``listen`` instead, if that is given.
+    """
 
     def __init__(
         self,
@@ -39,14 +42,14 @@ class Worker:
         words = [f"{key}={value}" for key, value in options.items()]
         for number, text in enumerate(devices):
             kind, _, rest = text.partition(",")
-            ours, theirs = socket.socketpair()
-            self.frontends.append(ours)
-            given.append(theirs)
-            fd = theirs.fileno()
+            if listen is not None:
+                given.append(listen.dup())
+            else:
+                ours, theirs = socket.socketpair()
+                self.frontends.append(ours)
+                given.append(theirs)
+            fd = f"{'listen=' if listen else ''}{given[-1].fileno()}"
             words.append(f"device={number},{kind},{fd}" + (f",{rest}" if rest else ""))
-        if listen is not None:
-            given.append(listen.dup())
-            words.append(f"device=0,rng,listen={given[-1].fileno()}")
         self.path.unlink(missing_ok=True)
         control = socket.socket(socket.AF_UNIX)
         control.bind(str(self.path))
