@@ -87,7 +87,8 @@ def test_killed_backends_requests_are_answered_by_the_next() -> None:
             disk.kill()
             wait_for_device(guest, "0.backend", "away")
             guest.replace(disk, hold=str(3 - int(connections)))
-            wait_for_device(guest, "0.connections", connections)
+            if connections == "2":  # with the last one the guest is soon done
+                wait_for_device(guest, "0.connections", connections)
         guest.end()
         assert guest.failures == []
         assert {"disk-written", "disk-read-back"} <= guest.passed
