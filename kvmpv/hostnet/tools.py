@@ -6,6 +6,14 @@ import os
 
 from kvmpv.errors import HostError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Final
+
+
+# All that can be caught: SIGKILL is 9, SIGSTOP 19.
+SIGNALS: Final = tuple(number for number in range(1, 32) if number not in (9, 19))
+
 
 def require(name: str, package: str) -> str:
     """Return the path of a program; raise ``HostError`` with the Debian package that has it."""
@@ -31,7 +39,14 @@ def run(argv: list[str], stdin: bytes = b"") -> tuple[int, str]:
             (os.POSIX_SPAWN_DUP2, said, 2),
         ]
         environment = {**os.environ, "LC_ALL": "C"}
-        child = os.posix_spawn(argv[0], argv, environment, file_actions=moves, setsid=True)
+        # Whoever calls may have blocked signals, and a daemon would keep that.
+        child = os.posix_spawn(
+            *(argv[0], argv, environment),
+            file_actions=moves,
+            setsid=True,
+            setsigmask=(),
+            setsigdef=SIGNALS,
+        )
         _, status = os.waitpid(child, 0)
         length = os.fstat(said).st_size
         return os.waitstatus_to_exitcode(status), os.pread(said, length, 0).decode(errors="replace")

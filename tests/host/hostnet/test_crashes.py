@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -100,3 +101,14 @@ def test_half_made_network_is_mended(attach: Attach, host: Namespace, tmp_path: 
     assert "kvmpv0" in host.interfaces()
     assert "kvmpv_kvmpv0" in host.run("nft", "list", "tables")
     assert Path(f"/proc/{record.read_text().strip()}").exists()
+
+
+def test_users_signals_are_not_dnsmasqs(attach: Attach, host: Namespace) -> None:
+    blocked = {signal.SIGHUP, signal.SIGTERM}
+    before = host.call(signal.pthread_sigmask, signal.SIG_BLOCK, blocked)
+    try:
+        card = attach("web", "nat")
+        other = attach("db", "nat")
+    finally:
+        host.call(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+    assert card.address != other.address
