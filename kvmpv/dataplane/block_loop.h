@@ -13,6 +13,7 @@
 #include "block.h"
 
 #define LOOP_STACK (128 << 10)
+#define LOOP_ENTRIES 64		/* that can wait to be submitted */
 #define LOOP_TURN 64		/* chains taken before completions are looked at */
 #define LOOP_POLL_FIRST_NS 4000
 #define LOOP_POLL_MISSES 4
@@ -501,7 +502,8 @@ static inline void *loop_main(void *argument)
 	struct block_queue *queue = argument;
 	const int *files = queue->device->files;
 	int count = files[FILE_IMAGE] < 0 ? 0 : files[FILE_OVERLAY] < 0 ? 1 : 2;
-	int error = uring_open(&queue->uring, 64, 2 * queue->slot_count + 16, files, count);
+	uint32_t completions = 2 * (queue->slot_count > LOOP_ENTRIES ? queue->slot_count : LOOP_ENTRIES);
+	int error = uring_open(&queue->uring, LOOP_ENTRIES, completions, files, count);
 
 	if (!error) {
 		if (queue->kick >= 0)
