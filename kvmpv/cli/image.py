@@ -41,13 +41,13 @@ def build(
 ) -> None:
     """Build a Debian root file system, and print its path.
 
-    A whole raw disk is ext4 (root=/dev/vda rw). Root logs in without a password; the network is
+    The whole raw disk is ext4, without partitions. Root logs in without a password; the network is
     set up by DHCP; commands of `kvmpv run --exec` are taken. Packages come from where this
     machine's apt gets its own. What is built is kept, and copied to PATH: the copy is yours.
 
         kvmpv image build debian --output d.img --size 8G
 
-        kvmpv run --disk d.img --net nat
+        kvmpv run --disk d.img --root disk --net nat
     """
     bytes_wanted = parse_size(size)
     wanted = _recipe(kind, suite, packages, hostname)

@@ -7,6 +7,8 @@ import socket
 import subprocess
 from pathlib import Path
 
+import pytest
+
 import kvmpv
 from kvmpv.cache import folder
 from kvmpv.images import debian
@@ -15,6 +17,7 @@ from tests.boot.test_terminal import read_until
 BUILT = Path(folder()) / "current/debian.ext4"  # scripts/test builds it: that takes a network
 
 
+@pytest.mark.timeout(480)
 def test_debian_boots_gets_its_address_resolves_names_and_ends_with_a_clean_disk(
     tmp_path: Path,
 ) -> None:
@@ -23,7 +26,7 @@ def test_debian_boots_gets_its_address_resolves_names_and_ends_with_a_clean_disk
     with kvmpv.Domain(
         disks=[str(disk)], root="disk", nets=["nat"], memory=512 << 20, vcpus=2
     ) as domain:
-        read_until(domain, b"debian login: ", 240)
+        read_until(domain, b"debian login: ", 300)
         assert str(domain.exec("systemctl is-system-running --wait")).strip() == "running"
         wait = "until ip -4 -o address show dev eth0 | grep -q inet; do sleep 1; done"
         assert domain.exec(["timeout", "60", "sh", "-c", wait]).status == 0
