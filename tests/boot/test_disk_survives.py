@@ -17,7 +17,7 @@ import kvmpv
 from kvmpv.toolstack import backend
 
 SIZE = 8 << 20
-KILLS = 5  # tests/kvm/test_backends_life.py has twenty, where that is quick
+KILLS = 3  # twenty are in test_disk_survival.py, without fio
 PATIENCE = 100.0
 
 
