@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import _thread
 import os
+import time
 
 from kvmpv import abi
 from kvmpv.abi import address_map
@@ -230,6 +231,7 @@ class Machine:
                 processor.kick()
                 if processor.idle.acquire(timeout=0.01):
                     processor.idle.release()
+                    time.sleep(0.001)  # it is doing something aside
 
     def close(self) -> None:
         """Stop every vCPU and close the VM."""

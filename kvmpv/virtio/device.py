@@ -16,7 +16,7 @@ from kvmpv.errors import KvmpvError, VhostUserError
 from kvmpv.virtio import models, spec
 from kvmpv.virtio.link import Link
 from kvmpv.virtio.net_control import NetControl
-from kvmpv.virtio.queue import Queue
+from kvmpv.virtio.queue import Queue, signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ class Device:
         self._error = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)  # rings that are broken
         self._watched: list[int] = []
         self._control: NetControl | None = None
-        host.watch(self._error, self._ring_is_broken)
+        # By edges, and never read: a hostile backend could make that block.
+        host.watch(self._error, self._ring_is_broken, select.EPOLLIN | select.EPOLLET)
 
     # ---- what the driver does
 
@@ -235,7 +236,7 @@ class Device:
             model, memory = self.model, self._memory
             self._control = NetControl(model, memory, queue, self.accepted, self.enable_pairs)
             self._host.watch(queue.kick, self._control_kicked)
-            os.eventfd_write(queue.kick, 1)
+            signal(queue.kick)
 
     def _serve(self, queues: list[Queue]) -> None:
         """Have the backend serve queues. If it is away, the next one is asked."""
@@ -408,10 +409,6 @@ class Device:
 
     def _ring_is_broken(self) -> None:
         with self.lock:
-            try:
-                os.eventfd_read(self._error)
-            except BlockingIOError:
-                return
             self.why = "its driver has broken a ring"
             self.needs_reset()
 

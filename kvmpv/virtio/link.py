@@ -15,6 +15,7 @@ from kvmpv.errors import VhostUserError
 from kvmpv.vhostuser import message
 from kvmpv.vhostuser.frontend import Frontend
 from kvmpv.virtio import spec
+from kvmpv.virtio.queue import signal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ class Link:
         if queue.enabled:
             self.enable(queue)
         queue.live = True
-        os.eventfd_write(queue.kick, 1)
+        signal(queue.kick)
 
     def stop_queue(self, queue: Queue) -> None:
         """Stop one ring; on return the backend touches no memory of it. Keeps its position."""

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import os
+import select
 
 from kvmpv.virtio import spec
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvmpv.memory import GuestMemory
+
+
+def signal(fd: int) -> None:
+    """Signal an eventfd that is a backend's too.
+
+    That may have filled it up, or have made it block: it is signalled then as it is.
+    """
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    if poll.poll(0):
+        try:
+            os.eventfd_write(fd, 1)
+        except BlockingIOError:
+            return
 
 
 class Queue:
@@ -61,7 +76,7 @@ class Queue:
     def call_driver(self) -> None:
         """Interrupt the driver, whether there is something for it or not."""
         if self.call >= 0:
-            os.eventfd_write(self.call, 1)
+            signal(self.call)
 
     def is_ring(self) -> bool:
         """Tell whether size and addresses are those of a split ring (2.7)."""

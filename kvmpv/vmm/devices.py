@@ -120,7 +120,7 @@ class Devices:
         device = Device(order.number, made, self._memory, self, loss)
         device.transport = self._transport
         self.devices[order.number] = device
-        self._do_soon(lambda: self._connect(device, socket))
+        self._connect_aside(device, socket)
         return device
 
     def add_next(self, kind: str, options: dict[str, str], fd: int) -> int:
@@ -139,13 +139,20 @@ class Devices:
         device = self.devices.get(number)
         if device is None or device.removed:
             return False
-        socket = _socket_of(fd)
-        self._do_soon(lambda: self._connect(device, socket))
+        self._connect_aside(device, _socket_of(fd))
         return True
 
+    def _connect_aside(self, device: Device, socket: _socket.socket) -> None:
+        """Ask a backend what it offers, in a thread of its own: it may take its time."""
+        self._do_soon(lambda: None)  # the thread that watches over it is there
+        _thread.start_new_thread(self._connect, (device, socket))
+
     def _connect(self, device: Device, socket: _socket.socket) -> None:
-        if not device.connect(socket):
-            complain(f"device {device.number}: {device.why}")
+        try:
+            if not device.connect(socket):
+                complain(f"device {device.number}: {device.why}")
+        except BaseException as error:
+            self._bug(error)
 
     def remove(self, number: int, patience: float = 0) -> bool:
         """Take a device away; return whether there was one.
