@@ -18,6 +18,9 @@ from kvmpv.vhostuser.message import Message
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from typing import Final
+
+AT_ONCE: Final = 16  # requests of the back end that are served before others get their turn
 
 
 class Frontend:
@@ -279,10 +282,11 @@ class BackChannel:
     def ready(self) -> bool:
         """Serve what has come; return False when the channel is of no more use."""
         try:
-            got = self.connection.take()
-            while got is not None:
-                self._serve(got)
+            for _ in range(AT_ONCE):
                 got = self.connection.take()
+                if got is None:
+                    break
+                self._serve(got)
         except VhostUserError:
             return False
         return True
