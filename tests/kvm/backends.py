@@ -59,6 +59,18 @@ class Disk:
         os.close(self.image)
 
 
+class SilentDisk(Disk):
+    """A disk whose backend takes all that it is sent, and never answers."""
+
+    def start(self, **_options: str) -> socket.socket:
+        ours, self.theirs = socket.socketpair()
+        return ours
+
+    def close(self) -> None:
+        self.theirs.close()
+        super().close()
+
+
 class DiskGuest(Guest):
     """The reference guest, with disks."""
 

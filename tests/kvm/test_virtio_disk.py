@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.kvm import refguest
-from tests.kvm.backends import Disk, DiskGuest
+from tests.kvm.backends import Disk, DiskGuest, SilentDisk
 from tests.kvm.command import once
 
 if TYPE_CHECKING:
@@ -186,13 +187,29 @@ def test_reboot_opens_the_disk_again() -> None:
 
 
 @once
-def test_silent_backend_holds_up_neither_pause_nor_end() -> None:
+def test_silent_backend_holds_up_neither_other_devices_nor_pause_nor_end() -> None:
+    with DiskGuest("disk,virtio", Disk(0), SilentDisk(1)) as guest:
+        guest.expect("ok disk-end-refused")
+        guest.expect("device 0 type 2")
+        guest.expect("ok virtio-open-version", times=2)  # the next call waits for the backend
+        started = time.monotonic()
+        guest.domain.pause()
+        guest.domain.resume()
+        assert guest.domain.status()["state"] == "running"
+        assert guest.domain.control("devices")["1.state"] == "unused"
+        assert guest.domain.kill().kind == "killed"
+        assert time.monotonic() - started < 3
+
+
+@once
+def test_backend_that_stops_answering_holds_up_neither_pause_nor_end() -> None:
     disk = Disk(0)
-    with DiskGuest("watchdisk", disk) as guest:
+    with DiskGuest("watchdisk until=4096,disk", disk) as guest:
         guest.expect("watching")
         assert disk.process is not None
-        disk.process.send_signal(19)  # SIGSTOP: it is there, and never answers
         os.ftruncate(disk.image, 4096 * 512)
+        guest.expect("sectors 4096")
+        disk.process.send_signal(signal.SIGSTOP)
         started = time.monotonic()
         guest.domain.pause()
         guest.domain.resume()
