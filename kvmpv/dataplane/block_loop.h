@@ -43,6 +43,7 @@ struct block_queue {
 
 	struct block_request *slots;
 	struct block_request *free;	/* the one that was used last comes first */
+	uint32_t fresh;			/* slots that were never used: their memory is untouched */
 	struct block_request *waiting, **waiting_end;	/* for a bounce buffer or an entry */
 	struct block_request *delayed;	/* by a limit */
 	uint64_t delayed_until;
@@ -310,11 +311,19 @@ static inline int loop_next_chain(struct block_queue *queue, struct ring_chain *
 	return vring_walk(&queue->ring, queue->replay[queue->replay_at++], chain) ? -1 : 1;
 }
 
+/* Have a slot in the list of free ones, if there is any. */
+static inline struct block_request *loop_slot(struct block_queue *queue)
+{
+	if (seldom(!queue->free && queue->fresh < queue->slot_count))
+		queue->free = &queue->slots[queue->fresh++];
+	return queue->free;
+}
+
 /* Take one request; false when there is none, or none may be taken now. */
 static inline bool loop_take_one(struct block_queue *queue)
 {
 	struct ring_chain chain = { .pieces = queue->pieces };
-	struct block_request *request = queue->free;
+	struct block_request *request = loop_slot(queue);
 	int status;
 
 	if (!request || loop_next_chain(queue, &chain) <= 0)
@@ -341,7 +350,7 @@ static inline bool loop_take_one(struct block_queue *queue)
 /* Say whether a chain could be taken now. */
 static inline bool loop_has_chain(struct block_queue *queue)
 {
-	if (queue->delayed || !queue->free)
+	if (queue->delayed || !loop_slot(queue))
 		return false;
 	if (seldom(queue->replay_at < queue->replay_count))
 		return loop_may_replay(queue);
@@ -552,7 +561,6 @@ static inline void block_queue_free(struct block_queue *queue)
 static inline struct block_queue *block_queue_new(struct block_device *device, uint32_t size)
 {
 	struct block_queue *queue = calloc(1, sizeof(*queue));
-	uint32_t i;
 
 	if (!queue)
 		return NULL;
@@ -568,10 +576,6 @@ static inline struct block_queue *block_queue_new(struct block_device *device, u
 	if (!queue->slots || !queue->replay || queue->wake < 0) {
 		block_queue_free(queue);
 		return NULL;
-	}
-	for (i = queue->slot_count; i--;) {
-		queue->slots[i].next = queue->free;
-		queue->free = &queue->slots[i];
 	}
 	return queue;
 }

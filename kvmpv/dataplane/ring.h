@@ -424,7 +424,8 @@ ring_collect(const struct vring *ring, struct iovec *pieces, struct ring_walk *w
 }
 
 /* Collect the chain that begins at `head`: 0, or -1 and the ring is broken. */
-static inline int vring_walk(struct vring *ring, uint16_t head, struct ring_chain *chain)
+static inline __attribute__((always_inline)) int
+vring_walk(struct vring *ring, uint16_t head, struct ring_chain *chain)
 {
 	struct ring_walk walk = {
 		.table = (const uint8_t *)ring->desc,
@@ -465,7 +466,8 @@ static inline bool vring_look(struct vring *ring)
 }
 
 /* Take the next chain: 1, or 0 when there is none, or -1 when the ring is broken. */
-static inline int vring_pop(struct vring *ring, struct ring_chain *chain)
+static inline __attribute__((always_inline)) int
+vring_pop(struct vring *ring, struct ring_chain *chain)
 {
 	uint16_t head;
 
