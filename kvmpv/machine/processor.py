@@ -38,6 +38,7 @@ class Processor:
     """
 
     __slots__ = (
+        "_begun",
         "_gate",
         "_machine",
         "_running",
@@ -59,6 +60,7 @@ class Processor:
         self.index = vcpu.index
         self.idle = _thread.allocate_lock()
         self.up = self.leaving = False
+        self._begun = _thread.allocate_lock()  # free once the thread runs
         self._running = _thread.allocate_lock()  # held by a thread from before its start
         self._gate: _gate.Gate | None = None
         self.exits: dict[int, int] = {}  # other exits by reason
@@ -72,14 +74,22 @@ class Processor:
         return self._gate.calls if self._gate is not None else {}
 
     def start(self) -> None:
-        """Start the thread; the vCPU's registers are set. Raises KvmError."""
+        """Start the thread; the vCPU's registers are set. Raises KvmError.
+
+        It runs when this returns: a guest gives a vCPU that it starts so many seconds, and on a
+        busy host a thread may well take some of them to begin.
+        """
         self._running.acquire()
+        self._begun.acquire()
         self.up, self.leaving = True, False
         try:
             _thread.start_new_thread(self._main, ())
         except RuntimeError:  # its only reason: the host has no more threads for us
+            self._begun.release()
             self._ended()
             raise KvmError(f"starting vCPU {self.index}'s thread", errno.EAGAIN) from None
+        with self._begun:
+            pass
 
     def wait_until_down(self) -> None:
         """Wait for the end of the thread of a vCPU that is leaving."""
@@ -100,6 +110,7 @@ class Processor:
     def _main(self) -> None:
         machine = self._machine
         self._thread = _thread.get_native_id()
+        self._begun.release()
         try:
             with self.idle:
                 if self._attend():

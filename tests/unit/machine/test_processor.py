@@ -85,8 +85,8 @@ def test_vcpu_without_a_thread_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_who_waits_for_a_vcpu_to_go_down_is_not_held_by_its_next_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_thread, "start_new_thread", lambda *_: None)
     processor = processor_of(FakeMachine(), FakeVcpu())
+    monkeypatch.setattr(_thread, "start_new_thread", lambda *_: processor._begun.release())
     processor.start()
     processor.leaving = True
     done = _thread.allocate_lock()
