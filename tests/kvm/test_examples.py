@@ -8,11 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.kvm.refguest import firmware
+
 ROOT = Path(__file__).parents[2]
 
 
-def run(*argv: str) -> str:
-    command = [sys.executable, "examples/vm.py", *argv]
+def run(*argv: str, example: str = "vm") -> str:
+    command = [sys.executable, f"examples/{example}.py", *argv]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, cwd=ROOT, env=environ, capture_output=True, text=True, check=True, timeout=60
@@ -23,6 +25,15 @@ def run(*argv: str) -> str:
 def test_vm_computes_in_the_guest() -> None:
     assert run() == "gcd(1071, 462) = 21\n"
     assert run("270", "192") == "gcd(270, 192) = 6\n"
+
+
+def test_disk_outlives_its_process() -> None:
+    said = run(firmware("refguest"), example="devices").splitlines()
+    assert said[:2] == ["device 0: blk, by a worker", "device 1: rng, by a worker"]
+    assert said[2:] == [
+        "the guest ended by poweroff",
+        "and its last block begins with 6b766d707600018f",
+    ]
 
 
 def test_vm_stays_short() -> None:
