@@ -242,14 +242,19 @@ def test_limit_of_operations_holds(tmp_path: Path) -> None:
 
 
 def test_limit_of_bytes_is_shared_by_a_group(tmp_path: Path) -> None:
-    first, second = tmp_path / "a", tmp_path / "b"
-    options = []
-    for path in (first, second):
-        path.write_bytes(bytes(MIB))
-        options.append(f"{option('path', path)},bps={MIB},bps_burst=65536,group=both")
-    with Worker(tmp_path, f"blk,{options[0]}", f"blk,{options[1]}") as worker:
-        assert worker.ready == "ok"
-        assert worker.stats()["1.reads"] == 0
+    limits = f"null={MIB},bps={MIB},bps_burst=4096,group=both"
+    with (
+        Disk(tmp_path, limits, neighbours=[limits]) as one,
+        Disk(tmp_path, "", of=one, number=1) as other,
+    ):
+        began = time.monotonic()
+        for _ in range(4):
+            for disk in (one, other):
+                disk.post(IN, 0, 64 * 1024)
+        for disk in (one, other):
+            disk.reap_all()
+        took = time.monotonic() - began
+        assert took > 0.4  # 512 KiB at 1 MiB a second, less what may be owed
 
 
 def test_idle_disk_uses_no_cpu(tmp_path: Path) -> None:
