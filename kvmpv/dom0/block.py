@@ -69,7 +69,7 @@ class BlockDevice(ServedDevice):
 
     def _open(self) -> None:
         options = self._options
-        self.queue_count = _number(options, "queues", 1, most=QUEUES_MAX)
+        self.queue_count = _number(options, "queues", 1, most=QUEUES_MAX) or 1
         self._read_only = options.get("readonly", "0") not in ("", "0")
         self._cache = options.get("cache", "writeback")
         if self._cache not in CACHES:
@@ -289,8 +289,10 @@ class BlockDevice(ServedDevice):
 
 
 def _number(options: dict[str, str], key: str, default: int, *, most: int = 1 << 62) -> int:
-    text = options.get(key, "") or f"{default}"
-    if not text.lstrip("-").isdecimal() or int(text) > most:
+    text = options.get(key, "")
+    if not text:
+        return default
+    if not text.isdecimal() or int(text) > most:
         raise BadInput(f"{key}={text!r} is no number that it can have")
     return int(text)
 
@@ -314,6 +316,4 @@ def _set_limits(limits: block.Limits, options: dict[str, str]) -> None:
     ):
         rate = _number(options, rate_key, 0)
         burst = _number(options, burst_key, 0) or max(rate // BURST_SHARE, 1)
-        if rate < 0 or burst < 0:
-            raise BadInput(f"{rate_key} and {burst_key} are numbers of nothing less than 0")
         change(rate, burst)
