@@ -30,20 +30,20 @@ exec dnsmasq --keep-in-foreground --port=0 --interface=host --bind-interfaces --
 """
 INIT = """
 mount --make-rprivate /
-mount -t proc proc {folder}/root/proc
-mount -t sysfs sysfs {folder}/root/sys
+mount -t proc proc {folder}/guest/proc
+mount -t sysfs sysfs {folder}/guest/sys
 echo kvmpv.shell=off {words} > {folder}/cmdline
-mount --bind {folder}/cmdline {folder}/root/proc/cmdline
+mount --bind {folder}/cmdline {folder}/guest/proc/cmdline
 cat {folder}/go > /dev/null
-exec setpriv --bounding-set -sys_admin chroot {folder}/root /init
+exec setpriv --bounding-set -sys_admin chroot {folder}/guest /init
 """
 
 
 class Network:
-    """A running init in ``folder``/root, and its server."""
+    """A running init in ``folder``/guest, and its server."""
 
     def __init__(self, folder: Path, *, guest: str = "eth0", words: str = "") -> None:
-        self.root = folder / "root"
+        self.root = folder / "guest"
         for name in ("proc", "etc", "dev", "sys", "run", "tmp"):
             (self.root / name).mkdir(parents=True)
         (self.root / "init").write_bytes(rootfs.agent().read_bytes())
