@@ -150,7 +150,7 @@ def _queues(device: Device, vcpus: int) -> int:
         return device.net.queues
     if "queues" not in device.options:
         return 1
-    if device.kind == "blk":
+    if device.kind == "blk" and device.source != "vhost-user":
         return device.number("queues") or min(vcpus, QUEUES_DEFAULT_MAX)
     return device.number("queues") or 1
 

@@ -85,6 +85,7 @@ class Backends:
         self._calls: list[_Call] = []
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._ending = False
+        self._gone = False  # the thread is, and runs no calls any more
         self._ended = _thread.allocate_lock()
         self._ended.acquire()
         _thread.start_new_thread(self._run, ())
@@ -95,7 +96,10 @@ class Backends:
         """Have the thread make a call; return what it returned, or raise what it raised."""
         call = _Call(action)
         self._calls.append(call)
-        os.eventfd_write(self._wake, 1)
+        if self._gone:
+            self._refuse()
+        else:
+            os.eventfd_write(self._wake, 1)
         call.done.acquire()
         if call.error is not None:
             raise call.error
@@ -109,7 +113,16 @@ class Backends:
             while self._calls:
                 self._calls.pop(0).run()
             self._look_after()
+        self._gone = True
+        self._refuse()
         self._ended.release()
+
+    def _refuse(self) -> None:
+        """Answer calls that came too late."""
+        while self._calls:
+            call = self._calls.pop()
+            call.error = KvmpvError(f"the domain {self._config.name!r} is gone")
+            call.done.release()
 
     def _wait(self) -> None:
         poll = select.poll()

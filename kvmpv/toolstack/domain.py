@@ -169,6 +169,12 @@ class Domain:
             self._backends = Backends(self.config, self._directory.path, self._send)
         return self._backends
 
+    def _running_backends(self) -> Backends:
+        """Return the same for a domain that runs; raise ``KvmpvError`` for one that does not."""
+        if not self.started or self._end is not None:
+            raise KvmpvError(f"the domain {self.config.name!r} is gone")
+        return self._make_backends()
+
     def _release(self) -> None:
         """Close all that is open for the domain, end its backends, and remove its folder."""
         if self._backends is not None:
@@ -335,27 +341,27 @@ class Domain:
 
     def attach_disk(self, spec: str | dict[str, object]) -> int:
         """Give the running domain a disk, as ``--disk`` has it; return its number."""
-        return self._make_backends().add("disk", spec, self._pidfd)
+        return self._running_backends().add("disk", spec, self._pidfd)
 
     def attach_net(self, spec: str | dict[str, object]) -> int:
         """Give the running domain a network card, as ``--net`` has it; return its number."""
-        return self._make_backends().add("net", spec, self._pidfd)
+        return self._running_backends().add("net", spec, self._pidfd)
 
     def attach_share(self, spec: str | dict[str, object]) -> int:
         """Give the running domain a folder, as ``--share`` has it; return its number."""
-        return self._make_backends().add("share", spec, self._pidfd)
+        return self._running_backends().add("share", spec, self._pidfd)
 
     def detach(self, number: int) -> None:
         """Take a device away from the running domain."""
-        self._make_backends().remove(number)
+        self._running_backends().remove(number)
 
     def resize_disk(self, number: int, size: int = 0) -> None:
         """Show the guest a disk's new size: what its image has, or ``size`` bytes, given to it."""
-        self._make_backends().resize(number, size)
+        self._running_backends().resize(number, size)
 
     def set_limits(self, number: int, **limits: int) -> None:
         """Set a device's limits: iops, iops_burst, bps, bps_burst, pps, pps_burst; 0 is none."""
-        self._make_backends().limit(number, limits)
+        self._running_backends().limit(number, limits)
 
     # ---- the end
 

@@ -295,6 +295,17 @@ def test_limits_are_set_while_the_guest_runs(image: Path) -> None:
     assert guest.failures == []
 
 
+@once
+def test_domain_that_is_gone_takes_no_device(image: Path, nothing_left: None) -> None:
+    domain = kvmpv.Domain(kernel=firmware("first"), memory="16M", rng="on")
+    for _ in range(2):
+        with pytest.raises(kvmpv.KvmpvError, match="is gone"):
+            domain.attach_disk(str(image))
+        with domain:
+            domain.wait_for_end()
+    assert domain.devices() == []
+
+
 # ---- ends
 
 
