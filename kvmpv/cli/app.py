@@ -33,6 +33,12 @@ Examples:
 
     echo hello | kvmpv run --exec 'tr a-z A-Z'
 
+    kvmpv run --disk data.img --net nat --share . --exec 'ls /mnt'
+
+    kvmpv run --disk debian.img --root disk --net nat,forward=tcp:8080:80
+
+What the options for devices take is in docs/devices.md.
+
 Exit status: that of CMD with --exec; 0 when the guest powers off; 2 for bad input; 123 when the
 host or kvmpv failed; 124 when KVM cannot go on; 125 when the guest crashed; 130 when it was ended.
 """
