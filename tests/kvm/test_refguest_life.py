@@ -10,7 +10,10 @@ import pytest
 
 from kvmpv.errors import KvmpvError
 from tests.kvm import refguest
+from tests.kvm.command import IN_BOX
 from tests.kvm.refguest import Guest
+
+CALLS = 100 if IN_BOX else 300
 
 
 @pytest.fixture(autouse=True)
@@ -66,7 +69,7 @@ def test_pause_stops_it_and_resume_lets_it_go_on() -> None:
 
 
 def test_pause_and_resume_while_vcpus_race_and_come_and_go() -> None:
-    with Guest("race,upstorm n=300", vcpus=4) as guest:
+    with Guest(f"race,upstorm n={CALLS}", vcpus=4) as guest:
         guest.expect("race-up")
         refused = ""
         try:
@@ -80,4 +83,4 @@ def test_pause_and_resume_while_vcpus_race_and_come_and_go() -> None:
         end = guest.end()
     assert end.kind == "poweroff"
     assert guest.failures == []
-    assert "upstorm 300 failed 0" in guest.text
+    assert f"upstorm {CALLS} failed 0" in guest.text
