@@ -460,7 +460,8 @@ def test_no_packets_bring_it_down(guest: Guest, worker: Worker, tmp_path: Path) 
             host.close()
             (tmp_path / "v,s_80").unlink()
             guest.send(1000, 80, RST)
-            until(lambda: worker.stats()["0.connections"] == 0)
+            until(lambda: worker.log or worker.stats()["0.connections"] == 0)
+            assert worker.log == ""
             while not guest.silent():
                 guest.take()
             host = from_guest(tmp_path, guest)

@@ -105,6 +105,7 @@ class DriverRing:
             return None
         at = self.used + 4 + 8 * (self.seen % self.size)
         head, written = struct.unpack_from("<II", self.memory.map, at)
+        assert head in self.chains, f"chain {head} came back, at {self.seen} of {self.used_index}"
         self.seen = (self.seen + 1) & 0xFFFF
         self.free += self.chains.pop(head)
         return head, written
