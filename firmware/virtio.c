@@ -346,7 +346,7 @@ static int has_come(u64 until)
 
 /*
  * What happens to the first disk: until it has until=SECTORS, is removed, or wants a reset, which it
- * gets. request=1: with a request under way.
+ * gets. request=1: with a request under way. leave=1: leaves it so.
  */
 void command_watchdisk(void)
 {
@@ -361,6 +361,8 @@ void command_watchdisk(void)
 		kick(0);
 	}
 	say("watching");
+	if (option("leave", 0))
+		return;
 	do {
 		seen = interrupts_seen[CHANGE_VECTOR];
 	} while (!has_come(until) && !wait_for(&interrupts_seen[CHANGE_VECTOR], seen + 1));

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from kvmpv.machine.machine import Machine
     from kvmpv.memory import GuestMemory
 
+RESET_STEP: Final = 0.02  # seconds
 LOSS: Final = ("reset", "crash")
 KINDS: Final = {number: kind for kind, number in spec.KINDS.items()}
 
@@ -201,16 +202,32 @@ class Devices:
         )
         return self._transport
 
-    def reset_all(self) -> bool:
-        """Reset the devices of a guest that has stopped; return whether all of them are."""
-        waiting = False
-        for device in list(self.devices.values()):
-            with device.lock:
-                waiting |= device.reset() != 0
-        return not waiting
+    def reset_all(self, reset: list[Device]) -> int:
+        """Reset the devices of a guest that has stopped, each in a thread.
+
+        ``reset`` grows by those that are done, up to as many as are returned.
+        """
+        all_devices = list(self.devices.values())
+        for device in all_devices:
+            _thread.start_new_thread(self._reset, (device, reset))
+        return len(all_devices)
+
+    def _reset(self, device: Device, reset: list[Device]) -> None:
+        try:
+            while device.transport is not None:
+                with device.lock:
+                    if device.reset() == 0:
+                        break
+                time.sleep(RESET_STEP)  # its next backend has to come
+        except BaseException as error:
+            self._bug(error)
+        reset.append(device)
 
     def abandon_all(self) -> None:
-        """Reset the devices whatever their backends do, and forget those that were removed."""
+        """Reset the devices whatever their backends do, and forget those that were removed.
+
+        Those that are being reset have been cut off before, if that takes too long.
+        """
         for device in list(self.devices.values()):
             with device.lock:
                 device.abandon()

@@ -36,11 +36,12 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable
 
+    from kvmpv.virtio.device import Device
     from kvmpv.vmm.devices import Devices
 else:
     import _signal as signal  # signal itself imports enum, which takes a third of our start
 
-RESET_PATIENCE = 10.0  # seconds that a reboot waits for requests of a backend that has died
+RESET_PATIENCE = 30.0  # seconds that a reboot waits for requests that are under way
 STARTED_WELL = ("poweroff", "reboot", "killed")
 
 
@@ -192,9 +193,16 @@ class Domain:
             devices.cut()
             return
         machine.stop()
+        reset: list[Device] = []
+        count = devices.reset_all(reset)
         deadline = time.monotonic() + RESET_PATIENCE
-        while not devices.reset_all() and time.monotonic() < deadline and not self._killed:
-            self._attend(0.02)  # the next backend comes by the control socket
+        # Meanwhile next backends may come by the control socket.
+        while len(reset) < count and time.monotonic() < deadline:
+            self._attend(0.02)
+            if self._killed:
+                break
+        if len(reset) < count:
+            devices.cut()
         devices.abandon_all()
 
     def pause(self) -> None:

@@ -187,6 +187,27 @@ def test_reboot_opens_the_disk_again() -> None:
 
 
 @once
+def test_reboot_waits_for_requests_and_the_end_does_not_wait_for_the_reboot() -> None:
+    disk = Disk(0, hold="1")
+    with DiskGuest("watchdisk,reboot request=1 leave=1", disk) as guest:
+        guest.expect("seed")
+        disk.kill()
+        wait_for_device(guest, "0.backend", "away")
+        guest.domain.exec_port.sendall(b"r")
+        assert guest.domain.status()["boots"] == "1"
+        guest.replace(disk, hold="0")  # it answers for what the dead one had
+        guest.expect("seed", times=2)
+        assert guest.domain.status()["boots"] == "2"
+        assert disk.process is not None
+        disk.process.send_signal(signal.SIGSTOP)
+        guest.domain.attach(1).sendall(b"r")
+        started = time.monotonic()
+        assert guest.domain.status()["boots"] == "2"  # the control socket answers meanwhile
+        assert guest.domain.kill().kind == "killed"
+        assert time.monotonic() - started < 3
+
+
+@once
 def test_silent_backend_holds_up_neither_other_devices_nor_pause_nor_end() -> None:
     with DiskGuest("disk,virtio", Disk(0), SilentDisk(1)) as guest:
         guest.expect("ok disk-end-refused")
