@@ -1,0 +1,147 @@
+"""A guest in networks: two cards in the NAT network, one carried by us and one by the kernel."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+import kvmpv
+
+CARDS = ("vhost=off,forward=tcp:18080:80", "vhost=on")
+MIB = 1 << 20
+AMOUNT = 8 * MIB
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def guest() -> Iterator[kvmpv.Domain]:
+    nets = [f"nat,{card}" for card in CARDS]
+    with kvmpv.Domain(name="netguest", vcpus=2, memory=128 * MIB, nets=nets) as domain:
+        deadline = time.monotonic() + PATIENCE
+        while text(domain, "ip -4 -o address | grep -c 'eth[01]' || true") != "2":
+            assert time.monotonic() < deadline, text(domain, "ip address; dmesg | tail")
+            time.sleep(0.2)
+        yield domain
+
+
+def text(domain: kvmpv.Domain, command: str) -> str:
+    done = domain.exec(command)
+    assert (done.status, done.stderr) == (0, b""), done
+    return str(done).strip()
+
+
+def router(domain: kvmpv.Domain) -> str:
+    return text(domain, "ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p' | head -n1")
+
+
+def address(domain: kvmpv.Domain, card: int) -> str:
+    found = text(domain, f"ip -4 -o address show eth{card}")
+    return found.split()[3].partition("/")[0]
+
+
+def ping(domain: kvmpv.Domain, card: int) -> str:
+    return text(domain, f"ping -c1 -W20 -I {address(domain, card)} {router(domain)}")
+
+
+def serve(data: bytes) -> tuple[int, threading.Thread, list[bytes]]:
+    """Listen for one connection: send it data, and keep what it sends."""
+    listener = socket.create_server(("", 0))
+    listener.settimeout(PATIENCE)
+    got: list[bytes] = []
+
+    def run() -> None:
+        with listener, listener.accept()[0] as connection:
+            connection.settimeout(PATIENCE)
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            while piece := connection.recv(1 << 16):
+                got.append(piece)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return listener.getsockname()[1], thread, got
+
+
+def test_names_of_the_host_and_its_network_resolve(guest: kvmpv.Domain) -> None:
+    assert router(guest) in text(guest, f"nslookup {socket.gethostname()}")
+    assert address(guest, 0) in text(guest, "nslookup netguest")
+
+
+@pytest.mark.parametrize("card", [0, 1])
+def test_host_answers_on_each_card(guest: kvmpv.Domain, card: int) -> None:
+    assert " 0% packet loss" in ping(guest, card)
+
+
+def test_who_carries_is_in_the_statistics(guest: kvmpv.Domain) -> None:
+    stats = guest.stats()
+    assert (stats["device0_vhost"], stats["device1_vhost"]) == (0, 1)
+    assert stats["device0_rx_packets"] > 0
+
+
+@pytest.mark.parametrize("card", [0, 1])
+def test_much_data_arrives_whole(guest: kvmpv.Domain, card: int) -> None:
+    data = os.urandom(AMOUNT)
+    port, thread, _ = serve(data)
+    host = router(guest)
+    text(guest, f"ip route replace {host} dev eth{card} src {address(guest, card)}")
+    said = text(guest, f"nc {host} {port} </dev/null | sha256sum")
+    text(guest, f"ip route delete {host}")
+    thread.join()
+    assert said.split()[0] == hashlib.sha256(data).hexdigest()
+
+
+def test_much_data_is_sent_whole_and_the_vmm_does_not_notice(guest: kvmpv.Domain) -> None:
+    port, thread, got = serve(b"")
+    before = guest.stats()
+    text(guest, f"head -c {AMOUNT} /dev/zero | nc {router(guest)} {port}")
+    thread.join()
+    after = guest.stats()
+    assert b"".join(got) == bytes(AMOUNT)
+    sent = after["device0_tx_packets"] - before["device0_tx_packets"]
+    assert sent < AMOUNT / 1448 / 2  # segments go in large pieces
+    assert after["exits_to_user_space"] - before["exits_to_user_space"] < 100
+
+
+def test_forwarded_port_reaches_the_guest(guest: kvmpv.Domain) -> None:
+    text(guest, "(echo from the guest | nc -l -p 80 >/dev/null) >/dev/null 2>&1 &")
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        with socket.create_connection(("127.0.0.1", 18080), PATIENCE) as connection:
+            try:
+                if connection.recv(100) == b"from the guest\n":
+                    return
+            except ConnectionError:
+                pass  # it does not listen yet
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_traffic_goes_on_when_the_worker_is_killed(guest: kvmpv.Domain) -> None:
+    for _ in range(2):
+        before = guest.devices()[0]
+        os.kill(int(before["pid"]), signal.SIGKILL)
+        deadline = time.monotonic() + PATIENCE
+        while guest.devices()[0]["restarts"] == before["restarts"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        for card in range(len(CARDS)):
+            assert " 0% packet loss" in ping(guest, card)
+
+
+def test_card_comes_and_goes_while_the_guest_runs(guest: kvmpv.Domain) -> None:
+    number = guest.attach_net("nat,vhost=off,mac=52:54:00:00:00:77")
+    deadline = time.monotonic() + PATIENCE
+    while "52:54:00:00:00:77" not in text(guest, "cat /sys/class/net/*/address"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    guest.detach(number)
+    while "52:54:00:00:00:77" in text(guest, "cat /sys/class/net/*/address"):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
