@@ -113,6 +113,7 @@ def test_image_is_written_and_read_back(image: Path) -> None:
     assert end.stats["backend_restarts"] == 0
 
 
+@once
 @pytest.mark.usefixtures("nothing_left")
 def test_qcow2_image_just_works(qcow2: Path) -> None:
     with Guest("disk n=32 depth=16 size=4096", disks=[str(qcow2)], rng="off") as guest:
@@ -159,7 +160,7 @@ def test_worker_that_is_killed_again_and_again_costs_the_guest_nothing(
     image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backend, "DELAYS", (0.0,))
-    times = 3 if IN_BOX else 20
+    times = 2 if IN_BOX else 20
     with Guest("disk n=1500 depth=16", disks=[str(image)], stats=True) as guest:
         guest.expect("disk-begins")
         for _ in range(times):
@@ -328,6 +329,7 @@ def alive(pids: list[int]) -> list[int]:
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+@once
 def test_killed_owner_leaves_no_backend(
     command: Command, image: Path, qcow2: Path, tmp_path: Path
 ) -> None:
