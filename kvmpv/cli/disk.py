@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -46,8 +49,21 @@ def resize(
     image = Path(path)
     more = size.startswith("+")
     wanted = parse_size(size[more:]) + (disk_use.inspect(image).size if more else 0)
-    for user in disk.resize(image, wanted, shrink=shrink):
-        print(f"kvmpv: {user} has it open, and sees the new size when told", file=sys.stderr)
+    users = disk.resize(image, wanted, shrink=shrink)
+    told = _tell_workers(image)
+    for user in users:
+        how = "is told of the new size" if user in told else "sees the new size when it looks again"
+        print(f"kvmpv: {user} has it open, and {how}", file=sys.stderr)
+
+
+def _tell_workers(image: Path) -> set[str]:
+    """Have the workers of the domains that use an image look at its size; return whose."""
+    told = set()
+    for pid, user in disk_use.workers(image).items():
+        with suppress(OSError):
+            os.kill(pid, signal.SIGHUP)
+            told.add(user)
+    return told
 
 
 @app.command()

@@ -31,13 +31,26 @@ STDERR: Final = 2
 
 
 def _follow_signals() -> int:
-    """Return a descriptor that becomes readable at SIGTERM, whatever the main thread waits in."""
+    """Return a descriptor that the numbers of signals come out of.
+
+    It ends the main thread's wait, whatever that waits in.
+    """
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     return reader
+
+
+def _heed(worker: Worker, signals: int) -> None:
+    """End at SIGTERM; at SIGHUP look at the images' sizes, which somebody has changed."""
+    for number in os.read(signals, 64):
+        if number == signal.SIGTERM:
+            worker.end("terminated")
+        elif number == signal.SIGHUP:
+            worker.resize_all()
 
 
 def _drop_privileges() -> None:
@@ -65,9 +78,9 @@ def _add_devices(worker: Worker, orders: Orders) -> None:
             worker.add_failed(device, error)
 
 
-def _serve(orders: Orders, terminated: int) -> int:
+def _serve(orders: Orders, signals: int) -> int:
     worker = Worker(orders.name, orders.log if orders.log >= 0 else STDERR)
-    worker.loop.watch(terminated, lambda _: worker.end("terminated"))
+    worker.loop.watch(signals, lambda _: _heed(worker, signals))
     if orders.lifeline >= 0:
         worker.loop.watch(orders.lifeline, lambda _: worker.end("the domain's owner is gone"))
     try:
@@ -89,9 +102,9 @@ def _serve(orders: Orders, terminated: int) -> int:
 def main(arguments: list[str]) -> None:
     """Serve the devices that the arguments describe, and leave without looking back."""
     _drop_privileges()
-    terminated = _follow_signals()
+    signals = _follow_signals()
     _thread.stack_size(THREAD_STACK)
     orders = parse(arguments)
-    status = _serve(orders, terminated)
+    status = _serve(orders, signals)
     # No interpreter shutdown: everything that this process has, the kernel takes back faster.
     os._exit(status)

@@ -101,6 +101,14 @@ class Worker:
         slot.config_changed()
         return True
 
+    def resize_all(self) -> None:
+        """Have all devices look at their sizes; what one cannot is logged."""
+        for number in sorted(self.slots):
+            try:
+                self.resize(number)
+            except KvmpvError as error:
+                self.log(f"resize {number}: {error}")
+
     def limit(self, number: int, limits: dict[str, str]) -> None:
         """Set a device's limits."""
         slot = self.slot(number)

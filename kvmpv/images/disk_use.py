@@ -123,9 +123,10 @@ def users(path: Path) -> list[str]:
     return found + [_named(pid) for pid in holders]
 
 
-def domains(path: Path) -> list[str]:
-    """Name the running domains that use the image."""
-    return [name[7:] for name in users(path) if name.startswith("domain ")]
+def workers(path: Path) -> dict[int, str]:
+    """Return the domains' workers that use the image: each one's process, and who it is."""
+    named = {pid: _named(pid) for pid in _lock_holders(path.stat())[0]}
+    return {pid: name for pid, name in named.items() if name.startswith("domain ")}
 
 
 def _locked(path: Path) -> bool:

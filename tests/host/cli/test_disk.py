@@ -8,9 +8,12 @@ import os
 import shutil
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
+
+from tests.host.dom0.workers import Worker
 
 KVMPV = str(Path(__file__).parents[3] / "build/bin/kvmpv")
 MIB = 1 << 20
@@ -46,10 +49,28 @@ def test_who_has_it_locked_is_told(tmp_path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert f"used by      process {os.getpid()} " in kvmpv("disk", "info", image).stdout
         grown = kvmpv("disk", "resize", image, "2M")
-        assert "sees the new size when told" in grown.stderr
+        assert "sees the new size when it looks again" in grown.stderr
         refused = kvmpv("disk", "resize", image, "1M", "--shrink", status=2)
         assert "is in use" in refused.stderr
     assert image.stat().st_size == 2 * MIB
+
+
+def test_domains_worker_sees_a_grown_image(tmp_path: Path) -> None:
+    image = tmp_path / "d.img"
+    kvmpv("disk", "create", image, "1M")
+    worker = Worker(tmp_path, f"blk,path={image}")
+    try:
+        frontend = worker.frontend()
+        frontend.negotiate()
+        assert "used by      domain test\n" in kvmpv("disk", "info", image).stdout
+        assert "is told of the new size" in kvmpv("disk", "resize", image, "2M").stderr
+        until = time.monotonic() + 10
+        while int.from_bytes(frontend.get_config(0, 8), "little") != 2 * MIB // 512:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        frontend.close()
+    finally:
+        worker.close()
 
 
 def test_lock_of_an_open_file_description_is_seen(tmp_path: Path) -> None:
