@@ -176,9 +176,9 @@ class Domain:
                 self._leave_devices(self.devices, machine, again)
             if not again:
                 self._write_end(machine)
-            machine.close()
-            if not again:
+                # The VM's own end, which may take long, is the kernel's when this process ends.
                 return 0 if machine.kind in STARTED_WELL else 1
+            machine.close()
             # Who speaks with the guest's agent must learn that it is another one now.
             self.ports[abi.PORT_EXEC].hang_up()
             self.memory.clear()
