@@ -1,4 +1,4 @@
-"""scripts/bench [native|guest|disk-backend|ring] [--rounds N] [--json]."""
+"""scripts/bench [native|guest|disk-backend|net-backend|ring] [--rounds N] [--json]."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable
 
 from kvmpv.errors import KvmpvError
-from scripts.tools.bench import disk_backend, guest, native, ring
+from scripts.tools.bench import disk_backend, guest, native, net_backend, ring
 from scripts.tools.bench.figures import Figure, table
 from scripts.tools.place import BUILD, CHECKOUT
 
 PARTS: dict[str, tuple[Callable[[int], list[Figure]], int]] = {
     "disk-backend": (disk_backend.figures, 5),
+    "net-backend": (net_backend.figures, 5),
     "ring": (ring.figures, 5),
 }
 HERE = [sys.executable, "-m", "scripts.tools.bench"]
