@@ -11,7 +11,7 @@ import time
 
 from kvmpv import abi
 from kvmpv.abi import address_map
-from kvmpv.errors import KvmError
+from kvmpv.errors import KvmError, KvmpvError
 from kvmpv.kvm import MsiRoute, Segment, Sregs, Table, exits, uapi
 from kvmpv.machine import cpu_model
 from kvmpv.machine.boot import GDT_ENTRIES, BootInfo, write_boot_structures
@@ -33,6 +33,7 @@ CR0: Final = 1 << 31 | 1 << 5 | 1 << 4 | 1 << 1 | 1 << 0  # PG NE ET MP PE
 CR4: Final = 1 << 5  # PAE
 EFER: Final = 1 << 11 | 1 << 10 | 1 << 8  # NX LMA LME
 RFLAGS: Final = 2
+STOP_PATIENCE: Final = 30.0  # seconds; a host may be very busy
 
 
 class Machine:
@@ -223,15 +224,21 @@ class Machine:
         self.end(index, "bug", message, "\n".join(lines))
 
     def stop(self) -> None:
-        """Stop every vCPU and wait for its thread; their registers can then be read."""
+        """Stop every vCPU and wait for its thread; their registers can then be read.
+
+        Raises KvmpvError when one does not stop, which would be KVM's fault, or ours.
+        """
         self.end(-1, "killed", "the domain was ended")
         self.resume()
+        deadline = time.monotonic() + STOP_PATIENCE
         for processor in list(self.processors.values()):
             while processor.up:
                 processor.kick()
                 if processor.idle.acquire(timeout=0.01):
                     processor.idle.release()
                     time.sleep(0.001)  # it is doing something aside
+                if time.monotonic() > deadline:
+                    raise KvmpvError(f"vCPU {processor.index} does not stop")
 
     def close(self) -> None:
         """Stop every vCPU and close the VM."""
