@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from _blake2 import blake2s
 
-from kvmpv.errors import BadInput, KvmpvError
+from kvmpv.errors import BadInput, HostError, KvmpvError
 from kvmpv.hostnet import links, tap, users
 from kvmpv.hostnet.spec import check, parse_mac
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kvmpv.hostnet.spec import NetSpec
 
 TAP_KINDS: Final = ("nat", "bridge", "tap")
+VHOST: Final = "/dev/vhost-net"
 MAC_PREFIX: Final = "52:4b"  # locally administered, of one card
 
 
@@ -54,11 +55,18 @@ def plan(domain: str, specs: Sequence[NetSpec]) -> None:
             from kvmpv.hostnet import nat
 
             nat.require(spec)
-        if spec.antispoof:
-            from kvmpv.hostnet import filters
-
-            filters.require()
+        _require_parts(spec)
     _require_own_forwards(specs)
+
+
+def _require_parts(spec: NetSpec) -> None:
+    if spec.vhost == "on" and spec.kind in TAP_KINDS and not os.access(VHOST, os.R_OK | os.W_OK):
+        hint = "modprobe vhost_net, or leave vhost=on out"
+        raise HostError(f"this user has no {VHOST}", hint=hint)
+    if spec.antispoof:
+        from kvmpv.hostnet import filters
+
+        filters.require()
 
 
 def _require_own_forwards(specs: Sequence[NetSpec]) -> None:

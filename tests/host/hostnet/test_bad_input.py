@@ -13,7 +13,7 @@ import pytest
 
 from kvmpv import hostnet
 from kvmpv.errors import BadInput, HostError
-from kvmpv.hostnet import links
+from kvmpv.hostnet import attachment, links
 from tests.host.hostnet.test_crashes import CHECKOUT
 
 if TYPE_CHECKING:
@@ -105,6 +105,13 @@ def test_missing_tool(
     with pytest.raises(HostError, match=f"there is no {tool} on this host") as caught:
         attach("web", "nat")
     assert caught.value.hint == f"apt install {package}"
+
+
+def test_kernel_that_cannot_carry(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attachment, "VHOST", "/dev/none")
+    with pytest.raises(HostError, match="this user has no /dev/none") as caught:
+        attach("web", "nat,vhost=on")
+    assert "modprobe vhost_net" in caught.value.hint
 
 
 @pytest.mark.parametrize("spec", ["nat", "bridge=br0"])
