@@ -59,8 +59,9 @@ def serve(data: bytes) -> tuple[int, threading.Thread, list[bytes]]:
     def run() -> None:
         with listener, listener.accept()[0] as connection:
             connection.settimeout(PATIENCE)
-            connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
+            if data:
+                connection.sendall(data)
+                connection.shutdown(socket.SHUT_WR)  # else nc would end at once
             while piece := connection.recv(1 << 16):
                 got.append(piece)
 
@@ -113,12 +114,12 @@ def test_forwarded_port_reaches_the_guest(guest: kvmpv.Domain) -> None:
     text(guest, "(echo from the guest | nc -l -p 80 >/dev/null) >/dev/null 2>&1 &")
     deadline = time.monotonic() + PATIENCE
     while True:
-        with socket.create_connection(("127.0.0.1", 18080), PATIENCE) as connection:
-            try:
+        try:
+            with socket.create_connection(("127.0.0.1", 18080), PATIENCE) as connection:
                 if connection.recv(100) == b"from the guest\n":
                     return
-            except ConnectionError:
-                pass  # it does not listen yet
+        except ConnectionError:
+            pass  # it does not listen yet
         assert time.monotonic() < deadline
         time.sleep(0.2)
 
