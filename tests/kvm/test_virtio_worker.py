@@ -37,6 +37,7 @@ def workers(guest: Guest) -> list[int]:
     return found
 
 
+@once
 @pytest.mark.parametrize("test", ["virtio,disk n=64 depth=16 size=4096", "badrings", "resets n=30"])
 def test_guest_finds_its_disk_as_the_specification_has_it(test: str, image: Path) -> None:
     end, guest = refguest.run(test, disks=[str(image)])
