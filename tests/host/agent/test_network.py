@@ -22,11 +22,12 @@ ip link set lo up
 ip link add {guest} type veth peer name host
 ip addr add 10.77.0.1/24 dev host
 ip link set host up
-ip link set {guest} netns $1
+ip link set {guest} netns /proc/$1/ns/net
 echo > {folder}/go
-exec dnsmasq --keep-in-foreground --port=0 --interface=host --bind-interfaces --no-ping \
+dnsmasq --keep-in-foreground --port=0 --interface=host --bind-interfaces --no-ping \
     --conf-file=/dev/null --dhcp-range=10.77.0.50,10.77.0.60,2m --domain=kvmpv.test \
     --dhcp-option=6,10.77.0.1 --dhcp-leasefile={folder}/leases --user=root --pid-file=
+true  # the shell stays process 1: with it all goes
 """
 INIT = """
 mount --make-rprivate /
@@ -53,7 +54,7 @@ class Network:
         spaces = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child"]
         self.init = subprocess.Popen([*spaces, "sh", "-c", script])
         script = SERVER.format(folder=folder, guest=guest)
-        spaces = ["unshare", "--net", "--fork", "--kill-child"]
+        spaces = ["unshare", "--net", "--pid", "--fork", "--kill-child"]
         command = [*spaces, "sh", "-ec", script, "sh", str(self.init.pid)]
         self.server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
 
