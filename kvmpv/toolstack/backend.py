@@ -198,8 +198,12 @@ class Backend:
         """Wait until it serves; raise what it says if it does not."""
 
     def reopen(self, slot: Slot) -> None:
-        """Serve a device again that the process itself has given up; its socket is new."""
-        raise HostError(f"{self.label} serves it no more", hint="start the domain again")
+        """Serve a device again whose session has ended; a process that has one only starts anew.
+
+        In good order: it may have something to write yet.
+        """
+        self.place.say(f"{slot.device.label}: its session has ended")
+        self.ask_to_end()
 
     def _died(self) -> KvmpvError:
         """Return the error that says why it ended before it was ready."""
@@ -240,8 +244,8 @@ class Backend:
                         self._lost(slot)
 
     def _lost(self, slot: Slot) -> None:
-        """Deal with a session that has ended while the process runs: it is of no use so."""
-        self.signal(signal.SIGKILL)
+        """Deal with a session that has ended while the process runs."""
+        slot.note_failure()
 
     def bury(self) -> str:
         """Take note of its death; return why it died, and set when it is to live again."""

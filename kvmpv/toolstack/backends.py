@@ -179,7 +179,6 @@ class Backends:
         try:
             backend.reopen(slot)
             self._bring(backend)
-            self._place.say(f"{slot.device.label} is served again")
         except KvmpvError as error:
             self._place.say(f"{slot.device.label} cannot be served again: {error}")
             slot.note_failure()

@@ -153,9 +153,6 @@ class Worker(Backend):
                 return slot.device.error(message, hint or "see docs/devices.md")
         return HostError(message, hint=hint)
 
-    def _lost(self, slot: Slot) -> None:
-        slot.note_failure()
-
     def ask(self, line: str, fds: list[int] | None = None) -> dict[str, str]:
         """Send a line to its control socket; return the words of the answer."""
         if self._control is None:
@@ -192,6 +189,7 @@ class Worker(Backend):
         finally:
             theirs.close()
         self.sockets[slot.number] = ours
+        self.place.say(f"{slot.device.label} is served again")
 
     def stats(self) -> dict[str, str]:
         """Return what it counts, by name; a device's under its number."""

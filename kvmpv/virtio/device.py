@@ -315,13 +315,13 @@ class Device:
 
     def _know(self) -> None:
         """Learn what the backend offers; one that comes later has to offer as much."""
+        self._refresh_config()  # some of the features are for what stands there
         offered = self.model.offered(self.link.features)
         if not self.known:
             self.offered = offered
         elif self.offered & ~offered:
             lacks = self.offered & ~offered
             raise VhostUserError(f"the backend lacks features {lacks:#x} of the one before")
-        self._refresh_config()
         self.known = True
 
     def _resume(self) -> None:

@@ -124,8 +124,15 @@ class Block(Model):
         self.rings = [REQUEST_RING] * _number(options, "queues", 1, 1, QUEUES_MAX)
 
     def offered(self, backend: int) -> int:
-        """Return the features; several queues only where there are several."""
+        """Return the features; several queues only where there are several.
+
+        A switch of the cache that stands at write-through is not shown: qemu-storage-daemon has
+        one, caches nevertheless, and a driver that believed it would send no flush (5.2.5.2).
+        """
         offered = super().offered(backend)
+        at = spec.BLK_CONFIG_WCE_OFFSET
+        if self.config[at : at + 1] == b"\0":
+            offered &= ~(1 << spec.BLK_F_CONFIG_WCE)
         return offered if len(self.rings) > 1 else offered & ~(1 << spec.BLK_F_MQ)
 
     def _patched(self, config: bytes) -> bytes:

@@ -44,6 +44,7 @@ class Backend(Recorder):
         super().__init__()
         self.__dict__.update(changes)
         self.space = bytearray(spec.BLK_CONFIG.pack(2048, *[0] * 19))
+        self.space[spec.BLK_CONFIG_WCE_OFFSET] = 1  # it caches what is written
         self.errors: list[int] = []
         self.ours, theirs = socket.socketpair()
         self.session = Session(_socket.socket(fileno=theirs.detach()), self)
@@ -328,10 +329,18 @@ def test_driver_may_write_what_it_may(world: World) -> None:
     backend = world.bring()
     world.start(NEEDED | 1 << spec.BLK_F_CONFIG_WCE)
     with world.device.lock:
-        assert world.device.write_config(spec.BLK_CONFIG_WCE_OFFSET, b"\1") == 0
+        assert world.device.write_config(spec.BLK_CONFIG_WCE_OFFSET, b"\0") == 0
         assert world.device.write_config(0, b"\1") == -abi.EINVAL
-    assert backend.space[spec.BLK_CONFIG_WCE_OFFSET] == 1
-    assert world.device.model.config[spec.BLK_CONFIG_WCE_OFFSET] == 1
+    assert backend.space[spec.BLK_CONFIG_WCE_OFFSET] == 0
+    assert world.device.model.config[spec.BLK_CONFIG_WCE_OFFSET] == 0
+
+
+def test_driver_is_shown_no_switch_that_says_that_nothing_is_cached(world: World) -> None:
+    backend = world.bring()
+    assert world.device.offered >> spec.BLK_F_CONFIG_WCE & 1
+    backend.space[spec.BLK_CONFIG_WCE_OFFSET] = 0
+    world.device.model.config = bytes(backend.space)
+    assert not world.device.model.offered(world.device.link.features) >> spec.BLK_F_CONFIG_WCE & 1
 
 
 def test_broken_ring_stops_the_device_until_its_reset(world: World) -> None:
