@@ -31,9 +31,7 @@ KINDS = [
 
 @pytest.mark.parametrize("model", KINDS, ids=lambda each: type(each).__name__)
 @given(backend=st.integers(0, EVERYTHING), accepted=st.integers(0, EVERYTHING))
-def test_driver_gets_what_both_sides_have(
-    model: models.Model, backend: int, accepted: int
-) -> None:
+def test_driver_gets_what_both_sides_have(model: models.Model, backend: int, accepted: int) -> None:
     offered = model.offered(backend)
     assert has(offered, spec.F_VERSION_1, spec.F_ACCESS_PLATFORM)
     assert not offered & ~(backend | model.own | NEEDED)
