@@ -11,6 +11,7 @@ Paths and options of pytest may follow; with paths alone, those run, where they 
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 
@@ -27,6 +28,8 @@ def main(args: list[str]) -> int:
     if args and args[0] in ("-h", "--help"):
         print(__doc__)
         return 0
+    # A job of a shell without job control ignores Ctrl-C, and so would all that tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run = runner.Run()
     start = time.monotonic()
     try:
