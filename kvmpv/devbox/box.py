@@ -68,7 +68,10 @@ class Box:
         if link is None:
             return None
         with link:
-            return self._ask(link)
+            try:
+                return self._ask(link)
+            except LostBox:
+                return None  # it was just about to end
 
     def down(self) -> bool:
         """End the box; return whether there was one."""

@@ -116,7 +116,9 @@ def test_version_is_printed() -> None:
 
 
 def test_completion_is_offered() -> None:
-    done = run("--show-completion", "bash")
+    # Without the switch the shell is the one that this runs below, if it runs below any.
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    done = run("--show-completion", "bash", variables=named)
     assert (done.returncode, done.stderr) == (0, "")
     assert "_KVMPV_COMPLETE=complete_bash" in done.stdout
     words = {"COMP_WORDS": "kvmpv run --ma", "COMP_CWORD": "2"}
