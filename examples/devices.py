@@ -18,7 +18,8 @@ def main(kernel: str) -> None:
         disk = {"path": image.name, "format": "raw", "serial": "example"}
         command = "test=disk n=400 depth=8"
         with kvmpv.Domain(kernel=kernel, memory="16M", cmdline=command, disks=[disk]) as domain:
-            time.sleep(0.2)
+            while domain.control("devices")["0.state"] == "unused":
+                time.sleep(0.01)
             for device in domain.devices():
                 print(f"device {device['number']}: {device['kind']}, by a {device['backend']}")
             os.kill(int(domain.devices()[0]["pid"]), signal.SIGKILL)
