@@ -33,7 +33,7 @@ def test_disk_folder_and_card_come_and_go(tmp_path: Path) -> None:
         domain.exec("true")
         disk = domain.attach_disk(f"{late},serial=late")
         share = domain.attach_share(f"{folder},tag=late")
-        until(domain, "test -b /dev/vda")
+        until(domain, "test -e /sys/block/vda/serial")  # shortly after the device itself
         assert said(domain, "cat /sys/block/vda/serial") == "late"
         domain.resize_disk(disk, 16 * MIB)
         until(domain, f"grep -q {16 * MIB // 512} /sys/block/vda/size")
