@@ -88,8 +88,7 @@ class VirtioTransport:
         return self._aside(cpu, lambda: self._open(device, page))
 
     def _open(self, device: Device, page: memoryview) -> int:
-        if not self._wait(lambda: device.known or bool(device.why), FIRST_PATIENCE):
-            return -abi.EIO
+        self._wait(lambda: device.known or bool(device.why), FIRST_PATIENCE)
         if not device.known:
             return -abi.EIO
         number = device.number
