@@ -25,6 +25,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "vhost_user.h"
+
 #define RING 128
 #define MAX_DEPTH 32
 #define DESC_AT 0
@@ -43,66 +45,8 @@ struct avail { uint16_t flags, index, ring[RING], used_event; };
 struct used { uint16_t flags, index; struct { uint32_t head, length; } ring[RING]; uint16_t avail_event; };
 struct header { uint32_t type, reserved; uint64_t sector; };
 
-struct message {
-	uint32_t request, flags, size;
-	union {
-		uint64_t number;
-		struct { uint32_t index, value; } state;
-		struct { uint32_t index, flags; uint64_t desc, used, avail, log; } ring;
-		struct { uint32_t count, padding; uint64_t gpa, size, user, offset; } table;
-	};
-} __attribute__((packed));
-
-static int server;
 static uint8_t *memory;
 static size_t memory_bytes;
-
-static void fail(const char *what)
-{
-	fprintf(stderr, "blk_client: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static void send_message(struct message *message, uint32_t request, uint32_t size, int fd)
-{
-	char space[CMSG_SPACE(sizeof(int))];
-	struct iovec piece = { message, 12 + size };
-	struct msghdr header = { .msg_iov = &piece, .msg_iovlen = 1 };
-
-	message->request = request;
-	message->flags = 1;
-	message->size = size;
-	if (fd >= 0) {
-		struct cmsghdr *rights;
-
-		memset(space, 0, sizeof(space));
-		header.msg_control = space;
-		header.msg_controllen = sizeof(space);
-		rights = CMSG_FIRSTHDR(&header);
-		rights->cmsg_level = SOL_SOCKET;
-		rights->cmsg_type = SCM_RIGHTS;
-		rights->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(rights), &fd, sizeof(int));
-	}
-	if (sendmsg(server, &header, 0) != (ssize_t)piece.iov_len)
-		fail("sendmsg");
-}
-
-static void receive_message(struct message *message)
-{
-	if (recv(server, message, 12, MSG_WAITALL) != 12 || message->size > sizeof(*message) - 12 ||
-	    recv(server, &message->number, message->size, MSG_WAITALL) != (ssize_t)message->size)
-		fail("no answer");
-}
-
-static uint64_t ask(uint32_t request)
-{
-	struct message message = { 0 };
-
-	send_message(&message, request, 0, -1);
-	receive_message(&message);
-	return message.number;
-}
 
 static void tell(uint32_t request, uint64_t number)
 {

@@ -22,62 +22,13 @@
 #include <unistd.h>
 
 #include "net_driver.h"
+#include "vhost_user.h"
 
 #define PF_MQ 1
 #define F_PROTOCOL (1ULL << 30)
 #define MEMORY (64UL << 20)
 
-struct message {
-	uint32_t request, flags, size;
-	union {
-		uint64_t number;
-		struct { uint32_t index, value; } state;
-		struct { uint32_t index, flags; uint64_t desc, used, avail, log; } ring;
-		struct { uint32_t count, padding; uint64_t gpa, size, user, offset; } table;
-	};
-} __attribute__((packed));
-
-static int server, kick;
-
-static void fail(const char *what)
-{
-	fprintf(stderr, "net_client: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static void send_message(struct message *message, uint32_t request, uint32_t size, int fd)
-{
-	char space[CMSG_SPACE(sizeof(int))] = { 0 };
-	struct iovec piece = { message, 12 + size };
-	struct msghdr header = { .msg_iov = &piece, .msg_iovlen = 1 };
-
-	message->request = request;
-	message->flags = 1;
-	message->size = size;
-	if (fd >= 0) {
-		struct cmsghdr *rights;
-
-		header.msg_control = space;
-		header.msg_controllen = sizeof(space);
-		rights = CMSG_FIRSTHDR(&header);
-		rights->cmsg_level = SOL_SOCKET;
-		rights->cmsg_type = SCM_RIGHTS;
-		rights->cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(rights), &fd, sizeof(int));
-	}
-	if (sendmsg(server, &header, 0) != (ssize_t)piece.iov_len)
-		fail("sendmsg");
-}
-
-static uint64_t ask(uint32_t request)
-{
-	struct message message = { 0 };
-
-	send_message(&message, request, 0, -1);
-	if (recv(server, &message, 20, MSG_WAITALL) != 20)
-		fail("no answer");
-	return message.number;
-}
+static int kick;
 
 static void tell(uint32_t request, uint64_t number, int fd)
 {
