@@ -89,10 +89,11 @@ def make_current(name: str, path: Path) -> None:
     folder = cache() / "current"
     folder.mkdir(exist_ok=True)
     link, temporary = folder / name, folder / f".{name}.{os.getpid()}"
-    if link.is_symlink() and link.readlink() == path:
+    target = os.path.relpath(path, folder)  # so that the cache may be moved
+    if link.is_symlink() and os.readlink(link) == target:
         return
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(path)
+    temporary.symlink_to(target)
     temporary.replace(link)
 
 
