@@ -88,7 +88,8 @@ class VirtioTransport:
         return self._aside(cpu, lambda: self._open(device, page))
 
     def _open(self, device: Device, page: memoryview) -> int:
-        self._wait(lambda: device.known or bool(device.why), FIRST_PATIENCE)
+        # One that has died before it said anything has a successor.
+        self._wait(lambda: device.known or device.refused or device.removed, FIRST_PATIENCE)
         if not device.known:
             return -abi.EIO
         number = device.number

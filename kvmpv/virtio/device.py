@@ -76,6 +76,7 @@ class Device:
         self.status = self.accepted = self.offered = 0
         self.generation = 0  # of the config space
         self.known = False  # a backend has told what it offers
+        self.refused = False  # the last backend that came cannot serve this device
         self.leaving = False  # the driver was asked to let it go
         self.removed = False
         self.why = ""  # the backend was lost, for people
@@ -308,7 +309,7 @@ class Device:
             self._watch(self.link.fileno(), self._hung_up, HUNG_UP)
             if self.link.requests is not None:
                 self._watch(self.link.requests.fileno(), self._requests_came, select.EPOLLIN)
-            self.why = ""
+            self.why, self.refused = "", False
             if self.status & spec.DRIVER_OK:
                 self._resume()
             return self.link.connected
@@ -348,7 +349,7 @@ class Device:
         Its queues wait for the next one, unless that could not know what this one was at.
         """
         self._drop()
-        self.why = str(error)
+        self.why, self.refused = str(error), not error.gone
         if not self.status & spec.DRIVER_OK or self.status & spec.NEEDS_RESET:
             return
         if not any(queue.live for queue in self.queues) or self._can_go_on():

@@ -59,6 +59,20 @@ class Disk:
         os.close(self.image)
 
 
+class StillbornDisk(Disk):
+    """A disk whose first backend dies before it says anything."""
+
+    _born = False
+
+    def start(self, **options: str) -> socket.socket:
+        if self._born:
+            return super().start(**options)
+        self._born = True
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        return ours
+
+
 class SilentDisk(Disk):
     """A disk whose backend takes all that it is sent, and never answers."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.kvm import refguest
-from tests.kvm.backends import Disk, DiskGuest, SilentDisk
+from tests.kvm.backends import Disk, DiskGuest, SilentDisk, StillbornDisk
 from tests.kvm.command import once
 
 if TYPE_CHECKING:
@@ -93,6 +93,17 @@ def test_killed_backends_requests_are_answered_by_the_next() -> None:
         guest.end()
         assert guest.failures == []
         assert {"disk-written", "disk-read-back"} <= guest.passed
+
+
+@once
+def test_guest_that_opens_a_disk_waits_for_the_successor_of_a_backend_that_died_at_once() -> None:
+    disk = StillbornDisk(0)
+    with DiskGuest("disk n=4", disk) as guest:
+        wait_for_device(guest, "0.why", "the_other_side_is_gone:_Broken_pipe")
+        guest.replace(disk)
+        assert guest.end().kind == "poweroff"
+        assert guest.failures == []
+        assert "ok disk" in guest.text
 
 
 @once
