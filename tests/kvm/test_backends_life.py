@@ -230,7 +230,7 @@ def test_isolated_disks_have_workers_of_their_own(image: Path) -> None:
 @once
 @pytest.mark.usefixtures("nothing_left")
 def test_disk_comes_and_goes_while_the_guest_runs(image: Path) -> None:
-    with Guest("requests,watchdisk,requests devices=1", rng="on") as guest:
+    with Guest("requests,watchdisk,requests,halt devices=1", rng="on") as guest:
         guest.expect("ready")
         [random] = guest.domain.devices()
         number = guest.domain.attach_disk(str(image))
