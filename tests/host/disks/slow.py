@@ -18,8 +18,9 @@ V2 = Path("/sys/fs/cgroup")
 
 
 def disk_below(path: Path) -> str:
-    """Return the number of the whole disk below a file, as the kernel's limits take it."""
-    device = path.stat().st_dev
+    """Return the number of the whole disk below a file, or of that which ``path`` is."""
+    found = path.stat()
+    device = found.st_rdev if path.is_block_device() else found.st_dev
     node = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve()
     if (node / "partition").exists():
         node = node.parent
