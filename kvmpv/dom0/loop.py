@@ -5,9 +5,14 @@ from __future__ import annotations
 import select
 import time
 
+from kvmpv._rest import rest
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Final
+
+QUIET: Final = 1.0  # seconds without anything to do, after which more of that is expected
 
 
 class Loop:
@@ -50,10 +55,14 @@ class Loop:
 
     def turn(self) -> None:
         """Wait for something, once, and see to it."""
-        timeout = -1.0
+        timeout = QUIET
         if self._timers:
             timeout = max(min(self._timers.values()) - time.monotonic_ns(), 0) / 1e9
-        for fd, events in self._epoll.poll(timeout):
+        found = self._epoll.poll(timeout)
+        if not found and not self._timers:
+            rest(self._epoll.fileno())
+            found = self._epoll.poll(0)
+        for fd, events in found:
             ready = self._ready.get(fd)
             if ready is not None:  # else it was given up by another one of this turn
                 ready(events)

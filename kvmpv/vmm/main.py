@@ -13,6 +13,7 @@ import select
 import time
 
 from kvmpv import abi, memory
+from kvmpv._rest import rest
 from kvmpv.errors import HostError, KvmpvError
 from kvmpv.hypercall.events import EventChannels
 from kvmpv.hypercall.ports import READABLE, WRITABLE, Port, Ports
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # signal itself imports enum, which takes a third of our start
 
+QUIET = 1.0  # seconds without anything to do, after which more of that is expected
 RESET_PATIENCE = 30.0  # seconds that a reboot waits for requests that are under way
 STARTED_WELL = ("poweroff", "reboot", "killed")
 
@@ -168,7 +170,8 @@ class Domain:
         while True:
             machine = self.boot()
             while not machine.ending:
-                self._attend()
+                if not self._attend(QUIET):
+                    rest(self.epoll.fileno())
             self.times["end"] = time.monotonic_ns()
             self.unwatch(machine.ended)
             again = machine.kind == "reboot" and not self._killed
@@ -183,9 +186,12 @@ class Domain:
             self.ports[abi.PORT_EXEC].hang_up()
             self.memory.clear()
 
-    def _attend(self, timeout: float | None = None) -> None:
-        for fd, events in self.epoll.poll(timeout):
+    def _attend(self, timeout: float) -> bool:
+        """See to what is ready within that many seconds; return whether anything was."""
+        found = self.epoll.poll(timeout)
+        for fd, events in found:
             self._ready[fd](events)
+        return bool(found)
 
     def _leave_devices(self, devices: Devices, machine: Machine, again: bool) -> None:
         """Bring all devices to where a guest's boot finds them, or end them."""

@@ -12,7 +12,7 @@ import pytest
 
 from kvmpv.errors import VhostUserError
 from kvmpv.vhostuser.frontend import Frontend, open_connection
-from tests.host.dom0.workers import Worker, until
+from tests.host.dom0.workers import Worker, rests, until
 from tests.unit.vhostuser.driver import Driver, readable
 from tests.unit.vhostuser.peer import raw
 
@@ -168,7 +168,7 @@ def test_ten_idle_devices_use_no_processor(tmp_path: Path) -> None:
         for driver in drivers:
             random_bytes(driver)
         status = f"/proc/{worker.process.pid}/status"
-        time.sleep(0.1)  # it is on its way back to sleep
+        until(lambda: rests(worker.process.pid))
         before = (worker.cpu_seconds(), switches(status))
         time.sleep(0.5)
         assert (worker.cpu_seconds(), switches(status)) == before

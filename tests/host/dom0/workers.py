@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
+SYS_POLL = 7  # where an event loop that is busy waits by epoll_wait
 PROGRAM = Path(__file__).parents[3] / "kvmpv/dom0/__main__.py"
 
 
@@ -123,6 +124,11 @@ class Worker:
 def option(key: str, value: object) -> str:
     """Return an option as a device's orders have it."""
     return f"{key}={escape(str(value))}"
+
+
+def rests(pid: int) -> bool:
+    """Say whether a process has found nothing to do for a while: it waits as kvmpv/_rest does."""
+    return Path(f"/proc/{pid}/syscall").read_text().split()[0] == f"{SYS_POLL}"
 
 
 def until(what: object, seconds: float = 10) -> None:

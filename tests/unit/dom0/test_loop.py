@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import time
+from typing import TYPE_CHECKING
 
+from kvmpv.dom0 import loop as module
 from kvmpv.dom0.loop import Loop
 from kvmpv.dom0.rng import TokenBucket
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_what_is_ready_is_called_and_no_more_once_unwatched() -> None:
@@ -55,6 +60,26 @@ def test_moments_come_in_time_and_can_be_moved_or_forgotten() -> None:
     loop.turn()
     assert seen == ["soon", "moved"]
     assert time.monotonic_ns() >= now + 20_000_000
+
+
+def test_what_ends_its_rest_is_called_in_the_same_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, fd = Loop(), os.eventfd(0)
+    seen: list[int] = []
+    loop.watch(fd, seen.append)
+    monkeypatch.setattr(module, "QUIET", 0.0)
+    monkeypatch.setattr(module, "rest", lambda _epoll: os.eventfd_write(fd, 1))
+    loop.turn()
+    assert len(seen) == 1
+    os.close(fd)
+
+
+def test_it_does_not_rest_while_a_moment_is_to_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop()
+    seen: list[bool] = []
+    monkeypatch.setattr(module, "rest", lambda _epoll: seen.append(False))
+    loop.call_at(time.monotonic_ns() + 1_000_000, lambda: seen.append(True))
+    loop.turn()
+    assert seen == [True]
 
 
 def test_a_bucket_gives_its_burst_and_then_its_rate() -> None:
