@@ -54,6 +54,8 @@ def _tiers(run: runner.Run, tier: str, more: list[str]) -> None:
         runner.host(run, more, runner.paths(("devbox",)))
     if tier in ("", "box"):
         runner.box(run, more, runner.paths(PLACES["box"]))
+    if tier == "":
+        runner.second_build(run)
 
 
 def _some(run: runner.Run, tier: str, args: list[str]) -> None:

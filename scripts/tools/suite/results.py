@@ -49,6 +49,11 @@ class Results:
             self.verdicts[test].seconds = float(record["seconds"])
             self.running = ""
 
+    def passed(self, file: str) -> bool:
+        """Tell whether tests of a file have run, and all of them have passed."""
+        outcomes = {one.outcome for one in self.verdicts.values() if one.file == file}
+        return outcomes == {"passed"}
+
     def by_file(self) -> dict[str, float]:
         """Add up the seconds of each file's tests."""
         times: dict[str, float] = {}

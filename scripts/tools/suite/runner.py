@@ -13,6 +13,7 @@ from kvmpv.devbox.place import Place
 from kvmpv.errors import KvmpvError
 from scripts.tools.place import BUILD, CHECKOUT
 from scripts.tools.run import build, build_debian
+from scripts.tools.suite import kernels
 from scripts.tools.suite.report import MAX_RETRIES
 from scripts.tools.suite.results import Results, Splitter
 
@@ -68,6 +69,18 @@ def images(run: Run) -> bool:
     return run.images
 
 
+def second_build(run: Run) -> None:
+    """See that the kernel's build gives the same bytes again, where that was not seen before."""
+    if not images(run):
+        return
+    _title("a second build of the guest kernel, if its inputs are new")
+    results = Results("check")
+    run.results.append(results)
+    verdict, took = kernels.second_build()
+    if verdict:
+        results.add("second build of the guest kernel", verdict, took)
+
+
 def host(run: Run, more: list[str], paths: list[str]) -> None:
     """Run tests here. Those that need /dev/kvm stay out where there is none."""
     if not KVM.exists() and "tests/kvm" in paths:
@@ -90,11 +103,15 @@ def box(run: Run, more: list[str], paths: list[str]) -> None:
     """
     results = Results("box")
     run.results.append(results)
-    if not (images(run) and _box_up(run)):
+    if not images(run):
+        return
+    debug = _debug_kernel(run, paths)
+    left_out = [] if debug else [f"--ignore={kernels.DEBUG_TEST}"]
+    if not _box_up(run):
         return
     _compile(paths)
     while True:
-        done = [f"--deselect={test}" for test in results.verdicts]
+        done = [f"--deselect={test}" for test in results.verdicts] + left_out
         _title(f"in the dev box: {' '.join(paths)}")
         start, before = time.monotonic(), _seconds(results)
         status = _pytest([DEVBOX, "run", "--"], [*paths, *done, *more], results)
@@ -102,6 +119,8 @@ def box(run: Run, more: list[str], paths: list[str]) -> None:
         run.fixed["box-pytest"] = time.monotonic() - start - (_seconds(results) - before)
         if status != LOST:
             _judge(run, results, status)
+            if debug and results.passed(kernels.DEBUG_TEST):
+                kernels.remember_debug()
             return
         place = f"in {results.running}" if results.running else "between tests"
         if run.retries >= MAX_RETRIES:
@@ -109,6 +128,15 @@ def box(run: Run, more: list[str], paths: list[str]) -> None:
             return
         run.retries += 1
         _title(f"lost box: {place}; going on in a fresh one")
+
+
+def _debug_kernel(run: Run, paths: list[str]) -> bool:
+    """Have the debug kernel there if its test is to run among these, and say whether it is."""
+    try:
+        return kernels.debug_is_due(paths)
+    except KvmpvError as error:
+        run.troubles.append(str(error))
+        return False
 
 
 def _compile(paths: list[str]) -> None:
