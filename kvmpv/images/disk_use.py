@@ -12,18 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvmpv.errors import BadInput
+from kvmpv.hostdev.formats import HEAD, format_of
 
-# What a file begins with, where, and what it is then.
-_MAGICS = (
-    (0, b"QFI\xfb", "qcow2"),
-    (0, b"KDMV", "vmdk"),
-    (0, b"# Disk DescriptorFile", "vmdk"),
-    (0, b"vhdxfile", "vhdx"),
-    (0, b"conectix", "vhd"),
-    (0x40, b"\x7f\x10\xda\xbe", "vdi"),
-    (0, b"QED\0", "qed"),
-)
-_HEAD = 512
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 
 
@@ -57,7 +47,7 @@ def inspect(path: Path) -> Image:
         if not (device or stat.S_ISREG(state.st_mode)):
             what = "a folder" if stat.S_ISDIR(state.st_mode) else "no file"
             raise BadInput(f"{path} is {what}", hint="give the path of a disk image")
-        head = os.read(fd, _HEAD)
+        head = os.read(fd, HEAD)
         size = os.lseek(fd, 0, os.SEEK_END)
     finally:
         os.close(fd)
@@ -76,14 +66,6 @@ def describe(path: Path) -> Image:
     if found.format == "raw":
         _probe(path, found)
     return found
-
-
-def format_of(head: bytes) -> str:
-    """Return the name of the format that a file beginning with ``head`` has; raw if none."""
-    for offset, magic, name in _MAGICS:
-        if head[offset : offset + len(magic)] == magic:
-            return name
-    return "raw"
 
 
 def _backing(path: Path, head: bytes) -> str:

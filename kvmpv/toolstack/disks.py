@@ -15,6 +15,7 @@ import time
 
 from kvmpv.errors import BadInput, HostError
 from kvmpv.hostdev import disks as host_disks
+from kvmpv.hostdev.formats import HEAD, RAW, format_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,17 +35,6 @@ F_OFD_SETLK: Final = 37
 PATIENCE: Final = 3.0  # seconds for the last I/O of a domain that has just ended
 PAUSE: Final = 0.01
 
-# What an image begins with, where, and its format as QEMU names it.
-MAGICS: Final = (
-    (0, b"QFI\xfb\0\0\0\1", "qcow"),
-    (0, b"QFI\xfb", "qcow2"),
-    (0, b"QED\0", "qed"),
-    (0, b"KDMV", "vmdk"),
-    (0, b"# Disk DescriptorFile", "vmdk"),
-    (0, b"vhdxfile", "vhdx"),
-    (0, b"conectix", "vpc"),
-    (0x40, b"\x7f\x10\xda\xbe", "vdi"),
-)
 SUFFIXES: Final = {
     ".qcow2": "qcow2",
     ".qcow": "qcow",
@@ -157,13 +147,8 @@ def _format(device: Device, image: Image) -> str:
     said = device.text_of("format")
     if said != "auto":
         return said
-    head = os.pread(image.fd, 512, 0)
-    seen = "raw"
-    for offset, magic, name in MAGICS:
-        if head[offset : offset + len(magic)] == magic:
-            seen = name
-            break
-    named = SUFFIXES.get(os.path.splitext(image.path)[1].lower(), "raw")
+    seen = format_of(os.pread(image.fd, HEAD, 0))
+    named = SUFFIXES.get(os.path.splitext(image.path)[1].lower(), RAW)
     if seen != named:
         raise device.error(
             f"its content looks like {seen}, its name like {named}",

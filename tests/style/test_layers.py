@@ -25,7 +25,7 @@ LAYERS: dict[str, set[str]] = {
     "dom0": {"dataplane", "virtio", "vhostuser", "hostnet"},
     "agent": set(),
     "toolstack": {"agent", "abi", "memory", "hostnet", "hostdev"},
-    "images": {"agent"},
+    "images": {"agent", "hostdev"},
     "devbox": {"images", "agent"},
     "cli": {"toolstack", "devbox", "images", "agent", "hostnet", "hostdev"},
     # The package itself offers the Python interface.

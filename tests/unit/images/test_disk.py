@@ -148,21 +148,6 @@ def test_foreign_format_is_not_resized(tmp_path: Path) -> None:
         disk.resize(tmp_path / "d.vmdk", MIB)
 
 
-@pytest.mark.parametrize(
-    ("head", "kind"),
-    [
-        (b"QFI\xfb\0\0\0\3", "qcow2"),
-        (b"KDMV", "vmdk"),
-        (b"vhdxfile", "vhdx"),
-        (bytes(64) + b"\x7f\x10\xda\xbe", "vdi"),
-        (b"", "raw"),
-        (b"MZ", "raw"),
-    ],
-)
-def test_format_is_told_by_its_magic(head: bytes, kind: str) -> None:
-    assert disk_use.format_of(head.ljust(512, b"\0")) == kind
-
-
 def test_qcow2_tells_its_own_size_and_backing_file(tmp_path: Path) -> None:
     header = bytearray(512)
     header[0:8] = b"QFI\xfb\0\0\0\3"
