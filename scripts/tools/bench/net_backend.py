@@ -8,7 +8,6 @@ stay out of it.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import subprocess
@@ -16,14 +15,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from kvmpv.errors import HostError
 from kvmpv.hostnet import links, tap
+from scripts.tools.bench import namespace
 from scripts.tools.bench.figures import Figure, interleaved
 from scripts.tools.place import CHECKOUT
 
@@ -31,7 +31,6 @@ SOURCES = CHECKOUT / "scripts" / "bench.d"
 WORKER = CHECKOUT / "kvmpv" / "dom0" / "__main__.py"
 PEER = "QEMU virtio-net, user space"
 GOAL = round(1 / 1.1, 3)
-CLONE_NEWNET = 0x40000000
 SETTLE, SECONDS = 0.8, 1.0
 SMALL, LARGE = 64, 65226
 
@@ -105,7 +104,7 @@ Start = Callable[[ExitStack, int, Path, Path, Job], Running]
 def _side(start: Start, client: Path, guest: Path, job: Job) -> Callable[[], float]:
     def measure() -> float:
         with ExitStack() as stack:
-            inside = stack.enter_context(_namespace())
+            inside = stack.enter_context(namespace.thread())
             name, fds = inside.submit(tap.make, 1).result()
             stack.callback(os.close, fds[0])
             inside.submit(links.no_addresses, name).result()
@@ -118,19 +117,6 @@ def _side(start: Start, client: Path, guest: Path, job: Job) -> Callable[[], flo
             return _cost(inside, name, running, job)
 
     return measure
-
-
-@contextmanager
-def _namespace() -> Iterator[ThreadPoolExecutor]:
-    """Give a thread in a network namespace of its own."""
-
-    def unshare() -> None:
-        if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
-            raise HostError("no right to make a network namespace", hint="run it as root")
-
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(unshare).result()
-        yield pool
 
 
 def _worker(stack: ExitStack, fd: int, client: Path, _guest: Path, job: Job) -> Running:
