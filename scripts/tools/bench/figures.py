@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Figure:
     """One comparison. ``limit`` is the most that ``value`` may be; 0 where there is no goal.
 
-    ``value`` is ``ours / peer`` where there is a peer, else ``ours`` itself.
+    With ``more`` it is the least: of rates, for one. ``value`` is ``ours / peer`` where there is a
+    peer, else ``ours`` itself.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Figure:
     peer: float
     peer_name: str
     limit: float
+    more: bool = False
 
     @property
     def value(self) -> float:
@@ -32,7 +34,9 @@ class Figure:
     @property
     def met(self) -> bool:
         """Whether the goal is met; true where there is none."""
-        return not self.limit or self.value <= self.limit
+        if not self.limit:
+            return True
+        return self.value >= self.limit if self.more else self.value <= self.limit
 
     def as_dict(self) -> dict[str, object]:
         """Return what ``--json`` prints."""
@@ -63,6 +67,6 @@ def table(figures: list[Figure]) -> str:
 def _row(figure: Figure) -> tuple[str, ...]:
     peer = f"{figure.peer:.4g} {figure.unit} {figure.peer_name}" if figure.peer else "-"
     ratio = f"{figure.value:.2f}" if figure.peer else "-"
-    goal = f"<= {figure.limit:g}" if figure.limit else "-"
+    goal = f"{'>=' if figure.more else '<='} {figure.limit:g}" if figure.limit else "-"
     verdict = ("met" if figure.met else "NOT MET") if figure.limit else ""
     return (figure.name, f"{figure.ours:.4g} {figure.unit}", peer, ratio, goal, verdict)

@@ -10,19 +10,24 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvmpv.errors import HostError
 
-MACHINE = "microvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=off,acpi=off"
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MACHINE = "microvm,x-option-roms=off,pit=off,pic=off,rtc=off,acpi=off"
 
 
-def arguments(kernel: str, *, memory: int, cpu: str) -> list[str]:
+def arguments(kernel: str, *, memory: int, cpu: str, serial: bool = False) -> list[str]:
     """Return the command line of a microvm without any device that it does not need."""
     program = shutil.which("qemu-system-x86_64")
     if program is None:
         raise HostError("no qemu-system-x86_64", hint="apt-get install qemu-system-x86")
+    machine = f"{MACHINE},isa-serial={'on' if serial else 'off'}"
     return [
-        program, "-M", MACHINE, "-accel", "kvm", "-cpu", cpu, "-m", str(memory), "-smp", "1",
+        program, "-M", machine, "-accel", "kvm", "-cpu", cpu, "-m", str(memory), "-smp", "1",
         "-nodefaults", "-no-user-config", "-display", "none", "-kernel", kernel,
     ]  # fmt: skip
 
@@ -38,14 +43,22 @@ def version() -> str:
 class Qmp:
     """A QEMU that waits for its first instruction, with its control socket."""
 
-    def __init__(self, argv: list[str]) -> None:
+    def __init__(self, argv: list[str], pass_fds: Sequence[int] = ()) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="kvmpv-bench-")
         path = os.path.join(self._folder.name, "qmp")
         self.process = subprocess.Popen(
             [*argv, "-S", "-no-reboot", "-no-shutdown", "-qmp", f"unix:{path},server=on,wait=off"],
             stdin=subprocess.DEVNULL,
+            pass_fds=pass_fds,
         )
         self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            self._connect(path)
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, path: str) -> None:
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -53,7 +66,7 @@ class Qmp:
                 break
             except OSError:
                 if time.monotonic() > deadline or self.process.poll() is not None:
-                    raise
+                    raise HostError("QEMU does not start", hint="it has said why") from None
                 time.sleep(0.01)
         self._lines = self._socket.makefile("r")
         self._lines.readline()
@@ -63,7 +76,10 @@ class Qmp:
         """Run a command and return its answer; events that come before it are dropped."""
         self._socket.sendall(json.dumps({"execute": command, "arguments": values}).encode())
         while True:
-            answer = json.loads(self._lines.readline())
+            line = self._lines.readline()
+            if not line:
+                raise HostError(f"QEMU ended at {command}", hint="it has said why")
+            answer = json.loads(line)
             if "error" in answer:
                 raise HostError(f"QEMU: {answer['error']['desc']}")
             if "return" in answer:
