@@ -16,7 +16,8 @@ from kvmpv.cache import folder
 
 MIB = 1 << 20
 REPORTS = (
-    "BUG:|WARNING:|KASAN|possible circular|suspicious RCU|DMA-API|INFO: task|inconsistent lock"
+    "BUG:|WARNING: CPU|KASAN:|possible circular|inconsistent lock|suspicious RCU|"
+    "DMA-API: .*: |INFO: task"
 )
 
 
@@ -28,15 +29,23 @@ def said(domain: kvmpv.Domain, command: str) -> str:
 
 @pytest.mark.timeout(400)
 def test_checks_of_the_debug_kernel_find_nothing(tmp_path: Path) -> None:
-    kernel = Path(folder(), "current", "vmlinux-debug")
+    # Without vsock: Linux's own driver has eight event buffers to a cache line, of which the checks
+    # of DMA tell.
+    current = Path(folder(), "current")
     paths = [tmp_path / name for name in ("one.img", "two.img")]
     for path in paths:
         path.touch()
         os.truncate(path, 8 * MIB)
     domain = kvmpv.Domain(
-        kernel=kernel, memory=512 * MIB, vcpus=2, max_vcpus=3, rng="on", nets=["nat"],
-        disks=[f"{paths[0]},queues=2"], vsock=str(tmp_path / "vsock"),
-    )  # fmt: skip
+        kernel=current / "vmlinux-debug",
+        initrd=current / "initrd.cpio",
+        memory=512 * MIB,
+        vcpus=2,
+        max_vcpus=3,
+        rng="on",
+        nets=["nat"],
+        disks=[f"{paths[0]},queues=2"],
+    )
     with domain:
         assert "-debug" in said(domain, "uname -r")
         for word in ("lockdep", "kasan_"):
