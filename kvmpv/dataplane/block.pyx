@@ -150,7 +150,7 @@ cdef class Disk:
     def __init__(self, int image, uint64_t sectors, int events, bytes serial=b"", *,
                  bint read_only=False, bint unsafe=False, bint discard=True,
                  uint32_t memory_align=1, uint32_t offset_align=1, int overlay=-1,
-                 bitmap=None, uint64_t poll_max_ns=32000):
+                 bitmap=None, uint64_t poll_max_ns=64000):
         self.device.files[FILE_IMAGE] = image
         self.device.files[FILE_OVERLAY] = overlay
         if bitmap is not None:

@@ -14,7 +14,12 @@
 
 #define LOOP_STACK (128 << 10)
 #define LOOP_ENTRIES 64		/* that can wait to be submitted */
-#define LOOP_TURN 64		/* chains taken before completions are looked at */
+/*
+ * Chains taken before they are submitted, and completions looked at. Few, so that disk
+ * and driver are at work while the next ones are taken: what is submitted at once comes
+ * back at once, and then everybody waits for everybody else's wake-up.
+ */
+#define LOOP_TURN 4
 #define LOOP_POLL_FIRST_NS 4000
 #define LOOP_POLL_MISSES 4
 #define LOOP_POLL_REST 256	/* sleeps */

@@ -32,7 +32,7 @@ ZEROES_MAX: Final = 1 << 21  # sectors, as in block.h
 FENCE_RETRY_NS: Final = 20_000_000
 FENCE_PATIENCE_NS: Final = 120_000_000_000
 SECOND_NS: Final = 1_000_000_000
-POLL_US: Final = 32  # the longest that a queue looks for requests before it sleeps
+POLL_US: Final = 64  # the longest that a queue looks for requests before it sleeps
 BURST_SHARE: Final = 10  # of a second's worth, unless said otherwise
 
 FEATURES: Final = spec.mask(
