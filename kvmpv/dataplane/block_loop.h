@@ -391,7 +391,7 @@ static inline bool loop_poll(struct block_queue *queue, uint64_t began)
 	do {
 		for (i = 0; i < 32; i++) {
 			if (uring_has_completion(&queue->uring) || loop_has_chain(queue) ||
-			    loop_is_to_drain(queue) || queue->ring.fault)
+			    loop_is_to_drain(queue) || (queue->ring.fault && !queue->fault_told))
 				return true;
 			if (uring_has_work(&queue->uring)) {
 				uring_enter(&queue->uring, 0, -1);

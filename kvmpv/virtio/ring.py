@@ -61,7 +61,6 @@ TOO_BIG: Final = 10
 TAKEN: Final = 11
 LOG: Final = 12
 
-_U16: Final = struct.Struct("<H")
 _LOG: Final = struct.Struct("<QHHHH")
 _LOG_DESC: Final = struct.Struct("<B5xHQ")
 
@@ -261,8 +260,8 @@ class DeviceRing:
         spec.USED_ELEM.pack_into(self._used, 4 + 8 * (self.used_index % self.size), head, written)
         if self._log is not None:
             at = _LOG.size + _LOG_DESC.size * head
-            _U16.pack_into(self._log, at + 6, _load16(self._log, 12))
-            _U16.pack_into(self._log, 12, head)
+            _store16(self._log, at + 6, _load16(self._log, 12))
+            _store16(self._log, 12, head)
         self.used_index = (self.used_index + 1) & 0xFFFF
 
     def publish(self) -> bool:
@@ -273,7 +272,7 @@ class DeviceRing:
         """
         batch = (self.used_index - self._published) & 0xFFFF
         if batch:
-            _U16.pack_into(self._used, 2, self.used_index)
+            _store16(self._used, 2, self.used_index)
             self._published = self.used_index
             self._log_published(batch)
         return self._should_notify()
@@ -296,16 +295,16 @@ class DeviceRing:
         """Ask for no kicks; with EVENT_IDX, for one in a long time."""
         if self._event_index:
             behind = (self.next_avail - 1) & 0xFFFF
-            _U16.pack_into(self._used, 4 + 8 * self.size, behind)
+            _store16(self._used, 4 + 8 * self.size, behind)
         else:
-            _U16.pack_into(self._used, 0, spec.USED_F_NO_NOTIFY)
+            _store16(self._used, 0, spec.USED_F_NO_NOTIFY)
 
     def enable_kicks(self) -> bool:
         """Ask for a kick; return whether there is something to do already."""
         if self._event_index:
-            _U16.pack_into(self._used, 4 + 8 * self.size, self.next_avail)
+            _store16(self._used, 4 + 8 * self.size, self.next_avail)
         else:
-            _U16.pack_into(self._used, 0, 0)
+            _store16(self._used, 0, 0)
         try:
             return self.fault != SOUND or self._available()
         except RingBroken as broken:
@@ -329,7 +328,7 @@ class DeviceRing:
             return
         try:
             self._clear_batch(self._log, batch)
-            _U16.pack_into(self._log, 14, self.used_index)
+            _store16(self._log, 14, self.used_index)
         except RingBroken as broken:
             self.fault = self.fault or broken.fault
 
@@ -351,7 +350,7 @@ class DeviceRing:
         if version != 1 or entries != self.size or batch > self.size:
             raise RingBroken(LOG)
         self._clear_batch(log, batch)
-        _U16.pack_into(log, 14, self.used_index)
+        _store16(log, 14, self.used_index)
         found = []
         for head in range(self.size):
             inflight, _, counter = _LOG_DESC.unpack_from(log, _LOG.size + _LOG_DESC.size * head)
@@ -367,10 +366,18 @@ class DeviceRing:
     def retire_log(self) -> None:
         """End the use of the log with nothing in flight: the next user finds it new."""
         if self._log is not None:
-            _U16.pack_into(self._log, 8, 0)
+            _store16(self._log, 8, 0)
             self._log = None
 
 
+# Indices that another processor reads or writes meanwhile are loaded and stored whole: struct goes
+# byte by byte, and writes zeroes first.
+
+
 def _load16(view: memoryview, offset: int) -> int:
-    value: int = _U16.unpack_from(view, offset)[0]
+    value: int = view[offset : offset + 2].cast("H")[0]
     return value
+
+
+def _store16(view: memoryview, offset: int, value: int) -> None:
+    view[offset : offset + 2].cast("H")[0] = value

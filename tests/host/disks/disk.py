@@ -151,7 +151,7 @@ class Disk:
         """Wait for the next request that comes back."""
         ring = self.rings[queue]
         # With EVENT_IDX: ask to be told of the next one.
-        struct.pack_into("<H", self.memory.map, ring.avail + 4 + 2 * ring.size, ring.seen)
+        self.memory.put16(ring.avail + 4 + 2 * ring.size, ring.seen)
         head, written = ring.wait(seconds)
         request = self.out.pop((queue, head))
         request.written = written

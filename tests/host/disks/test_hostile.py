@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -94,6 +95,18 @@ CRIMES = [
     *(head_out_of_range, buffer_outside, buffer_wraps, loop, readable_behind_writable),
     *(indirect_in_indirect, status_in_what_is_read, header_too_short, index_jumps),
 ]
+
+
+def test_broken_queue_that_was_busy_uses_no_cpu(tmp_path: Path) -> None:
+    """It polled for requests up to its end: that is over too."""
+    with Disk(tmp_path, "null=1048576,poll=1000") as disk:
+        for _ in range(300):
+            assert disk.do(spec.BLK_T_IN, 0, 512) == OK
+        index_jumps(disk)
+        until(lambda: "queue 0 is broken by its driver" in disk.worker.log)
+        before = disk.worker.cpu_seconds()
+        time.sleep(0.5)
+        assert disk.worker.cpu_seconds() - before < 0.05
 
 
 @pytest.mark.parametrize("crime", CRIMES)

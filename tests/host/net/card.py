@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import struct
 import threading
 from typing import TYPE_CHECKING
 
@@ -78,7 +77,7 @@ class Ring(DriverRing):
 
     def ask_for_signal(self) -> None:
         """Set used_event: a signal for the next chain, please (2.7.7)."""
-        struct.pack_into("<H", self.memory.map, self.avail + 4 + 2 * self.size, self.seen)
+        self.memory.put16(self.avail + 4 + 2 * self.size, self.seen)
 
 
 class Card:

@@ -44,6 +44,11 @@ class Memory:
         assert self.next <= self.size
         return at
 
+    def put16(self, at: int, value: int) -> None:
+        """Store an index whole, as the device's threads look at it: struct writes zeroes first."""
+        with memoryview(self.map) as view, view[at : at + 2] as part, part.cast("H") as word:
+            word[0] = value
+
     def put(self, data: bytes) -> int:
         """Place data and return its address."""
         at = self.take(len(data))
@@ -90,9 +95,9 @@ class DriverRing:
     def offer(self, head: int) -> None:
         """Put a head into the available ring, whatever it is."""
         slot = self.avail + 4 + 2 * (self.posted % self.size)
-        struct.pack_into("<H", self.memory.map, slot, head)
+        self.memory.put16(slot, head)
         self.posted = (self.posted + 1) & 0xFFFF
-        struct.pack_into("<H", self.memory.map, self.avail + 2, self.posted)
+        self.memory.put16(self.avail + 2, self.posted)
 
     @property
     def used_index(self) -> int:
@@ -110,10 +115,20 @@ class DriverRing:
         self.free += self.chains.pop(head)
         return head, written
 
+    def state(self) -> str:
+        """Say how far driver and device are, for whoever has to find out why nothing comes."""
+        word = struct.Struct("<H").unpack_from
+        event = word(self.memory.map, self.avail + 4 + 2 * self.size)[0]
+        kick = word(self.memory.map, self.used + 4 + 8 * self.size)[0]
+        return (
+            f"posted {self.posted}, used {self.used_index}, seen {self.seen}, "
+            f"used_event {event}, avail_event {kick}"
+        )
+
     def wait(self, seconds: float = 5) -> tuple[int, int]:
         """Wait for the next chain that comes back."""
         while (found := self.take_used()) is None:
-            assert readable(self.call, seconds), "no answer"
+            assert readable(self.call, seconds), f"no answer: {self.state()}"
             os.eventfd_read(self.call)
         return found
 
