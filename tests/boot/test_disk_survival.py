@@ -178,6 +178,7 @@ def dmsetup(*arguments: str, table: str = "") -> None:
 @contextmanager
 def loop(folder: Path) -> Iterator[Path]:
     """Make a block device of SIZE."""
+    subprocess.run(["modprobe", "loop"], check=True)
     argv = ["losetup", "--find", "--show", str(image(folder))]
     disk = subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
     try:

@@ -105,8 +105,6 @@ def test_much_data_is_sent_whole_and_the_vmm_does_not_notice(guest: kvmpv.Domain
     thread.join()
     after = guest.stats()
     assert b"".join(got) == bytes(AMOUNT)
-    sent = after["device0_tx_packets"] - before["device0_tx_packets"]
-    assert sent < AMOUNT / 1448  # segments go in larger pieces than the wire has
     assert after["exits_to_user_space"] - before["exits_to_user_space"] < 100
 
 
