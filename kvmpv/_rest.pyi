@@ -1,1 +1,5 @@
+from typing import Final
+
+QUIET: Final[float]
+
 def rest(fd: int) -> None: ...

@@ -37,6 +37,8 @@ cdef extern from "<poll.h>" nogil:
 
 cdef uintptr_t PAGE = 4096
 
+QUIET = 1.0  # seconds without anything to do, after which more of that is expected
+
 
 cdef int _give_back(dl_phdr_info *loaded, size_t size, void *data) noexcept nogil:
     """Unmap the pages of a program's or a library's segments that are never written to.

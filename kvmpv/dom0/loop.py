@@ -5,14 +5,11 @@ from __future__ import annotations
 import select
 import time
 
-from kvmpv._rest import rest
+from kvmpv._rest import QUIET, rest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Final
-
-QUIET: Final = 1.0  # seconds without anything to do, after which more of that is expected
 
 
 class Loop:

@@ -13,7 +13,7 @@ import select
 import time
 
 from kvmpv import abi, memory
-from kvmpv._rest import rest
+from kvmpv._rest import QUIET, rest
 from kvmpv.errors import HostError, KvmpvError
 from kvmpv.hypercall.events import EventChannels
 from kvmpv.hypercall.ports import READABLE, WRITABLE, Port, Ports
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 else:
     import _signal as signal  # signal itself imports enum, which takes a third of our start
 
-QUIET = 1.0  # seconds without anything to do, after which more of that is expected
 RESET_PATIENCE = 30.0  # seconds that a reboot waits for requests that are under way
 STARTED_WELL = ("poweroff", "reboot", "killed")
 
