@@ -52,8 +52,9 @@ def debug_is_due(paths: list[str]) -> bool:
     It is where it is named, and with all others once for each state of kernel and test. If so the
     variant is built.
     """
-    among = any(DEBUG_TEST.startswith(path) for path in paths)
-    if not among or (DEBUG_TEST not in paths and _seen_clean().exists()):
+    files = [path.partition("::")[0] for path in paths]
+    among = any(DEBUG_TEST.startswith(path) for path in files)
+    if not among or (DEBUG_TEST not in files and _seen_clean().exists()):
         return False
     make_current("vmlinux-debug", Path(kernel.build("debug")))
     return True

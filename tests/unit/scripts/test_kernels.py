@@ -54,6 +54,7 @@ def test_debug_kernel_is_due_until_its_test_has_passed(built: Path) -> None:
     kernels.remember_debug()
     assert not kernels.debug_is_due(["tests/kvm", "tests/boot"])
     assert kernels.debug_is_due([kernels.DEBUG_TEST])
+    assert kernels.debug_is_due([f"{kernels.DEBUG_TEST}::test_of_it"])
 
 
 def test_debug_kernel_is_not_due_where_its_test_is_not_among_those_that_run() -> None:
