@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 
 import kvmpv
 from kvmpv.toolstack import backend
+from scripts.tools.bench.guest_tools import linked
 from tests.host.disks.slow import slow_writes
 from tests.host.dom0.qemu import compiled
 
@@ -36,11 +36,11 @@ def _no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "DELAYS", (0.0,))
 
 
-def image(folder: Path, name: str = "disk.img", size: int = SIZE) -> Path:
-    """Return a new image without data."""
+def image(folder: Path, name: str = "disk.img") -> Path:
+    """Return a new image of SIZE without data."""
     path = folder / name
     path.touch()
-    os.truncate(path, size)
+    os.truncate(path, SIZE)
     return path
 
 
@@ -50,15 +50,15 @@ def alive(domain: kvmpv.Domain) -> None:
     assert end is None, f"the guest has ended: {end}"
 
 
-def kill_all(domain: kvmpv.Domain) -> None:
-    """Kill all backends at once, as nobody can expect, and wait for the next ones."""
-    before = domain.devices()
+def kill(domain: kvmpv.Domain, devices: int | None = None) -> None:
+    """Kill what serves the first devices, or all, at once, and wait for the next ones."""
+    before = domain.devices()[:devices]
     for pid in {int(device["pid"]) for device in before}:
         os.kill(pid, signal.SIGKILL)
     deadline = time.monotonic() + PATIENCE
     while any(
         one["restarts"] == other["restarts"]
-        for one, other in zip(before, domain.devices(), strict=True)
+        for one, other in zip(before, domain.devices()[:devices], strict=True)
     ):
         alive(domain)
         assert time.monotonic() < deadline, domain.devices()
@@ -95,10 +95,7 @@ def end_verifying(domain: kvmpv.Domain, *disks: str) -> None:
 def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with fio and what it is linked to, for a guest that has no libraries."""
     folder = tmp_path_factory.mktemp("tools")
-    fio = shutil.which("fio")
-    assert fio, "the Debian package fio is missing"
-    linked = subprocess.run(["ldd", fio], capture_output=True, text=True, check=True).stdout
-    for path in [fio, *re.findall(r"(/\S+) \(0x", linked)]:
+    for path in linked("fio"):
         shutil.copy(path, folder)
     return folder
 
@@ -131,14 +128,8 @@ def test_fio_verifies_what_it_wrote_while_the_worker_is_killed_twenty_times(
         while domain.stats().get("device0_writes", 0) < 64:
             assert not running.done(), running.result()
             time.sleep(0.1)
-        worker = domain.devices()[0]
         for _ in range(DEATHS):
-            os.kill(int(worker["pid"]), signal.SIGKILL)
-            before, deadline = worker, time.monotonic() + PATIENCE
-            while (worker := domain.devices()[0])["restarts"] == before["restarts"]:
-                alive(domain)
-                assert time.monotonic() < deadline, worker
-                time.sleep(0.05)
+            kill(domain, 1)
             assert not running.done(), running.result()
             time.sleep(chance.random())  # any moment: also before it serves anything
         stats = domain.stats()
@@ -161,7 +152,7 @@ def test_guest_sees_nothing_of_the_death_of_all_its_backends_at_once(tmp_path: P
         start_verifying(domain, "vda")
         start_verifying(domain, "vdb")
         for _ in range(3):
-            kill_all(domain)
+            kill(domain)
         end_verifying(domain, "vda", "vdb")
         gateway = "$(ip route | sed -n 's/^default via \\([^ ]*\\).*/\\1/p')"
         assert domain.exec(f"ping -c 1 -W 10 {gateway}").status == 0
@@ -201,7 +192,7 @@ def test_slow_disk_gets_no_write_of_a_dead_worker_after_its_successors(tmp_path:
                 written = domain.stats()["device0_writes"]
                 while domain.stats()["device0_writes"] < written + 8:
                     alive(domain)
-                kill_all(domain)
+                kill(domain)
             end_verifying(domain, "vda")
 
 

@@ -22,7 +22,7 @@ def image() -> Path:
 
     Raises HostError when one of them is missing.
     """
-    files = sorted({Path(path) for program in PROGRAMS for path in _linked(program)})
+    files = sorted({Path(path) for program in PROGRAMS for path in linked(program)})
     # By size and time: in the dev box, reading them all takes longer than a measurement.
     states = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
 
@@ -48,7 +48,8 @@ def command(program: str, *options: str) -> str:
     return " ".join([loader, f"{MOUNT}/{program}", *options])
 
 
-def _linked(program: str) -> list[str]:
+def linked(program: str) -> list[str]:
+    """Return the paths of a program and of what it is linked to; HostError when it is missing."""
     found = shutil.which(program)
     if found is None:
         raise HostError(f"no {program}", hint=f"apt-get install {program}")
