@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
+from kvmpv.toolstack import rundir
+
 TESTS = Path(__file__).parent
+
+
+def crash_reports() -> set[Path]:
+    return set(Path(rundir.crash_folder()).glob("*"))
+
+
+reports_seen = crash_reports()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,6 +32,21 @@ def pytest_pycollect_makemodule(module_path: Path) -> None:
     # use hypothesis, which takes seconds to import in the box.
     if "hypothesis" in module_path.read_text():
         load_hypothesis_profile()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show the crash reports of guests that died in a test that fails: the box keeps no files."""
+    report = yield
+    new = crash_reports() - reports_seen
+    reports_seen.update(new)
+    if report.failed:
+        report.sections += [
+            (f"crash report {path.name}", path.read_text(errors="replace")) for path in sorted(new)
+        ]
+    return report
 
 
 @functools.cache

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import struct
-import time
 
 from kvmpv.errors import BadInput, GuestCrash, HostError, KvmpvError
 from kvmpv.toolstack import config as configuration
@@ -440,7 +439,7 @@ class Domain:
         if not facts or facts.get("kind") == "bug":
             report += f"\nlog of the domain's process:\n{_read(f'{path}/log')}"
             report += _backends_log(f"{path}/device-log")
-        kept = _keep_report(self.config.name, report) if report else ""
+        kept = rundir.keep_report(self.config.name, report) if report else ""
         if self._backends is not None and (self.config.stats or self.config.json):
             facts |= {f"stat.{key}": value for key, value in self._backends.stats().items()}
         self._release()
@@ -466,15 +465,3 @@ def _create(path: str) -> int:
     except OSError as error:
         hint = "give another --trace, or none"
         raise BadInput(f"cannot write the trace to {path}: {error.strerror}", hint=hint) from None
-
-
-def _keep_report(name: str, text: str) -> str:
-    folder = rundir.crash_folder()
-    path = f"{folder}/{name}-{time.strftime('%Y%m%dT%H%M%S')}.txt"
-    try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError:
-        return ""  # a full disk must not hide how the domain ended
-    return path

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 FILES: Final = ("control", "log", "end", "report", "lock")
 DEVICE: Final = "device-"  # what the names of all that belongs to a device begin with
 SOCKET_PATH_MAX: Final = 107  # sockaddr_un
+STAMP: Final = "%Y%m%dT%H%M%S.txt"  # what the names of crash reports end with
+STAMP_LENGTH: Final = 19
+KEPT_REPORTS: Final = 64  # a guest that crashes for ever must not fill the disk
 REMEDY: Final = "set KVMPV_RUN_DIR to a folder of yours"
 
 # Whoever sweeps holds another's lock for a moment: that alone does not make a name taken.
@@ -37,6 +40,26 @@ def crash_folder() -> str:
     """Return the folder that keeps crash reports after their domains are gone."""
     base = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
     return f"{base}/kvmpv/crashes"
+
+
+def keep_report(name: str, text: str) -> str:
+    """Write a domain's crash report, and remove the oldest beyond KEPT_REPORTS.
+
+    Returns its path, or nothing if that fails: a full disk must not hide how a domain ended.
+    """
+    folder = crash_folder()
+    path = f"{folder}/{name}-{time.strftime(STAMP)}"
+    try:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        reports = [name for name in os.listdir(folder) if name.endswith(".txt")]
+        reports.sort(key=lambda name: name[-STAMP_LENGTH:])
+        for old in reports[:-KEPT_REPORTS]:
+            _unlink(f"{folder}/{old}")
+    except OSError:
+        return ""
+    return path
 
 
 def sweep() -> None:

@@ -149,3 +149,25 @@ def test_root(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "geteuid", lambda: user)
     assert rundir.root() == expected
+
+
+def test_crash_reports_are_kept_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    monkeypatch.setattr(rundir, "KEPT_REPORTS", 3)
+    folder = Path(rundir.crash_folder())
+    first = Path(rundir.keep_report("z", "first"))
+    assert first.read_text() == "first"
+    first.rename(folder / "z-20200101T000000.txt")
+    (folder / "notes").touch()  # not ours
+    kept = [Path(rundir.keep_report(name, name)) for name in "abc"]
+    assert sorted(folder.iterdir()) == sorted([*kept, folder / "notes"])
+
+
+def test_crash_report_that_cannot_be_written_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kvmpv").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert rundir.keep_report("a", "report") == ""
