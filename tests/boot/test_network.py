@@ -94,6 +94,12 @@ def test_who_carries_is_in_the_statistics(guest: kvmpv.Domain) -> None:
     assert stats["device0_rx_packets"] > 0
 
 
+def test_queues_of_a_pair_share_an_event_channel(guest: kvmpv.Domain) -> None:
+    lines = text(guest, "grep -- '-[io].*put\\.' /proc/interrupts").splitlines()
+    assert len(lines) == len(CARDS)
+    assert all("input.0, " in line and "output.0" in line for line in lines)
+
+
 @pytest.mark.parametrize("card", [0, 1])
 def test_much_data_arrives_whole(guest: kvmpv.Domain, card: int) -> None:
     data = os.urandom(AMOUNT)

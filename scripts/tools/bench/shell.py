@@ -31,13 +31,13 @@ class Shell:
         """Wait until it is there, and mount the disk with the tools."""
         self._stream = stream
         self._name = name
-        self._answer()
+        self._answer("its start")
         self.run(_MOUNT_TOOLS)
 
     def run(self, command: str) -> str:
         """Run a command and return what it said; raise HostError when it fails."""
         self._stream.sendall(f"{command}\necho =$?=\n".encode())
-        text, status = self._answer()
+        text, status = self._answer(command)
         if status:
             raise HostError(f"{self._name}: {command}: {text.strip()}", hint="run it again")
         return text
@@ -59,8 +59,8 @@ class Shell:
         """End the load; return what it said."""
         return self.run("kill -KILL $!; wait $!; cat /tmp/load")
 
-    def _answer(self) -> tuple[str, int]:
-        """Read up to a command's end; return what it said, and its status."""
+    def _answer(self, command: str) -> tuple[str, int]:
+        """Read up to the command's end; return what it said, and its status."""
         said = b""
         deadline = time.monotonic() + PATIENCE
         while (found := _ANSWER.search(said)) is None:
@@ -69,6 +69,6 @@ class Shell:
             piece = self._stream.recv(65536) if ready else b""
             if not piece:
                 tail = said.decode(errors="replace")[-500:]
-                raise HostError(f"{self._name}: the guest does not answer", hint=tail)
+                raise HostError(f"{self._name}: no answer to {command}: {tail}", hint="run it again")
             said += piece
         return said[: found.start()].decode(errors="replace"), int(found[1])

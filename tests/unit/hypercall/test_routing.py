@@ -74,6 +74,18 @@ def test_closed_channel_is_disconnected(world: World, fds: list[int]) -> None:
     assert world.wiring.routes == [(channel, MESSAGE, 0x41)]
 
 
+def test_queues_that_share_a_channel_are_one_route(world: World, fds: list[int]) -> None:
+    channel = world.channel(0x40)
+    world.events.connect([(channel, fds[0]), (channel, fds[1])])
+    assert world.wiring.routes == [(channel, MESSAGE, 0x40)]
+    assert world.wiring.irqfds == {fds[0]: channel, fds[1]: channel}
+    world.events.disconnect(fds[:1])
+    bind(world, channel, 0x50)
+    assert world.wiring.routes == [(channel, MESSAGE, 0x50)]
+    assert world.call(abi.HC_EVTCHN_CLOSE, channel) == 0
+    assert world.wiring.irqfds == {}
+
+
 def test_what_kvm_refuses_is_not_connected(
     world: World, fds: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
