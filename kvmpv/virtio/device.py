@@ -342,6 +342,8 @@ class Device:
             return
         self._serve(served)
         self.call_drivers()
+        if self.model.handed_over(self.accepted):
+            self.config_changed()
 
     def _lose(self, error: VhostUserError) -> None:
         """Hang up on a backend that is gone, or that is of no use.

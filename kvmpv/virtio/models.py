@@ -90,6 +90,11 @@ class Model:
     def _patched(self, config: bytes) -> bytes:
         return config
 
+    def handed_over(self, features: int) -> bool:
+        """Note that another backend serves a driver with these; return whether config changed."""
+        del features
+        return False
+
     def may_write(self, offset: int, length: int, features: int) -> bool:
         """Tell whether a driver that has accepted these features may write this config."""
         del offset, length, features
@@ -161,6 +166,7 @@ class Net(Model):
     # These mean something only to who has the control queue (5.1.3.1).
     needs_control = spec.mask(
         *(spec.NET_F_CTRL_RX, spec.NET_F_CTRL_MAC_ADDR, spec.NET_F_MQ),
+        spec.NET_F_GUEST_ANNOUNCE,
     )
 
     def _parse(self, options: dict[str, str]) -> None:
@@ -170,7 +176,7 @@ class Net(Model):
         self.mac = self.first_mac = _mac(options.get("mac", ""))
         self.status = spec.NET_S_LINK_UP
         own = [spec.NET_F_MAC, spec.NET_F_STATUS, spec.NET_F_CTRL_VQ]
-        own += [spec.NET_F_CTRL_RX, spec.NET_F_CTRL_MAC_ADDR]
+        own += [spec.NET_F_CTRL_RX, spec.NET_F_CTRL_MAC_ADDR, spec.NET_F_GUEST_ANNOUNCE]
         own += [spec.NET_F_MTU] if self.mtu else []
         own += [spec.NET_F_MQ] if self.pairs > 1 else []
         self.own = spec.mask(*own)
@@ -190,11 +196,25 @@ class Net(Model):
 
     def reset(self) -> None:
         """Return to the address of the orders."""
+        self.announced()
         self.set_mac(self.first_mac)
 
     def set_mac(self, mac: bytes) -> None:
         """Take another address from the driver."""
         self.mac = mac
+        self._pack()
+
+    def handed_over(self, features: int) -> bool:
+        """Have the driver say where it is (5.1.6.5.4): the new backend may not know, as passt."""
+        if not features >> spec.NET_F_GUEST_ANNOUNCE & 1:
+            return False
+        self.status |= spec.NET_S_ANNOUNCE
+        self._pack()
+        return True
+
+    def announced(self) -> None:
+        """Note that the driver has said where it is."""
+        self.status &= ~spec.NET_S_ANNOUNCE
         self._pack()
 
     def acceptable(self, features: int, offered: int) -> bool:

@@ -91,6 +91,8 @@ class NetControl:
             return self._set_mac(command, data)
         if group == spec.NET_CTRL_RX:
             return self._set_receive_mode(command, data)
+        if group == spec.NET_CTRL_ANNOUNCE:
+            return self._announced(command)
         return False
 
     def _set_pairs(self, data: bytes) -> bool:
@@ -115,4 +117,12 @@ class NetControl:
         if command not in (spec.NET_CTRL_RX_PROMISC, spec.NET_CTRL_RX_ALLMULTI):
             return False
         self.receive_mode[command] = data[0]
+        return True
+
+    def _announced(self, command: int) -> bool:
+        if not self._features >> spec.NET_F_GUEST_ANNOUNCE & 1:
+            return False
+        if command != spec.NET_CTRL_ANNOUNCE_ACK:
+            return False
+        self._model.announced()
         return True

@@ -69,6 +69,6 @@ class Shell:
             piece = self._stream.recv(65536) if ready else b""
             if not piece:
                 tail = said.decode(errors="replace")[-500:]
-                raise HostError(f"{self._name}: no answer to {command}: {tail}", hint="run it again")
+                raise HostError(f"{self._name}: no answer to {command}: {tail}")
             said += piece
         return said[: found.start()].decode(errors="replace"), int(found[1])

@@ -370,6 +370,21 @@ def test_network_enables_the_pairs_that_its_driver_wants() -> None:
     world.close()
 
 
+def test_driver_of_a_network_is_told_that_its_backend_is_another() -> None:
+    world = World("net", mac=MAC)
+    backend = world.bring(features=1 << spec.F_VERSION_1)
+    world.start(NEEDED | spec.mask(spec.NET_F_CTRL_VQ, spec.NET_F_GUEST_ANNOUNCE), queues=3)
+    before = world.device.generation
+    backend.die()
+    world.host.turn()
+    world.bring(features=1 << spec.F_VERSION_1)
+    assert world.transport.told[-1] == (RUNS, before + 1, False)
+    status = spec.NET_CONFIG.unpack(world.device.model.config)[1]
+    assert status == spec.NET_S_LINK_UP | spec.NET_S_ANNOUNCE
+    assert world.status(0) == 0
+    world.close()
+
+
 def test_removed_device_uses_nothing_and_bears_being_taken_down(world: World) -> None:
     backend = world.bring()
     world.start()

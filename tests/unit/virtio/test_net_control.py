@@ -113,11 +113,31 @@ def test_receive_mode_is_kept(driver: Driver) -> None:
     assert driver.control.receive_mode == {0: 1, 1: 0}
 
 
+def test_driver_is_asked_to_announce_itself_until_it_has(driver: Driver) -> None:
+    def status() -> int:
+        return int(spec.NET_CONFIG.unpack(driver.model.config)[1])
+
+    announce = spec.NET_S_LINK_UP | spec.NET_S_ANNOUNCE
+    for done in (
+        lambda: driver.ask(spec.NET_CTRL_ANNOUNCE, spec.NET_CTRL_ANNOUNCE_ACK),
+        driver.model.reset,
+    ):
+        assert driver.model.handed_over(1 << spec.NET_F_GUEST_ANNOUNCE)
+        assert status() == announce
+        assert driver.ask(spec.NET_CTRL_ANNOUNCE, 77) == spec.NET_ERR
+        assert status() == announce
+        done()
+        assert status() == spec.NET_S_LINK_UP
+    assert not driver.model.handed_over(0)
+    assert status() == spec.NET_S_LINK_UP
+
+
 def test_what_was_not_accepted_is_refused() -> None:
     driver = Driver(spec.mask(spec.F_VERSION_1, spec.NET_F_CTRL_VQ))
     assert driver.ask(MQ, 0, b"\1\0") == spec.NET_ERR
     assert driver.ask(MAC, spec.NET_CTRL_MAC_ADDR_SET, bytes(6)) == spec.NET_ERR
     assert driver.ask(RX, spec.NET_CTRL_RX_PROMISC, b"\1") == spec.NET_ERR
+    assert driver.ask(spec.NET_CTRL_ANNOUNCE, spec.NET_CTRL_ANNOUNCE_ACK) == spec.NET_ERR
     driver.close()
 
 
