@@ -8,20 +8,8 @@ import time
 
 import kvmpv
 from kvmpv import abi
-
-
-def text(domain: kvmpv.Domain, command: str) -> str:
-    done = domain.exec(command)
-    assert (done.status, done.stderr) == (0, b""), done
-    return str(done).strip()
-
-
-def wait_for(domain: kvmpv.Domain, command: str, wanted: str) -> None:
-    for _ in range(50):
-        if str(domain.exec(command)).strip() == wanted:
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"{command!r} never said {wanted!r}")
+from tests.boot.shell import text, wait_for
+from tests.waiting import until
 
 
 def test_sysfs_names_the_hypervisor(guest: kvmpv.Domain) -> None:
@@ -101,9 +89,7 @@ def test_commands_run_side_by_side(guest: kvmpv.Domain) -> None:
 
     for number in range(4):
         _thread.start_new_thread(ask, (number,))
-    deadline = time.monotonic() + 30
-    while len(answers) < 4 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(lambda: len(answers) == 4, 30)
     assert answers == {number: str(number) for number in range(4)}
 
 

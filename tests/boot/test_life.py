@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 
 import kvmpv
 from kvmpv.toolstack import defaults
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("vcpus", [1, 4, 16])
@@ -43,9 +43,7 @@ def test_requested_reboot_boots_again_in_place_and_requested_poweroff_ends() -> 
     with kvmpv.Domain(stats=True) as domain:
         domain.exec("touch /tmp/before")
         domain.request_reboot()
-        deadline = time.monotonic() + 60
-        while domain.status()["boots"] != "2" and time.monotonic() < deadline:
-            time.sleep(0.2)
+        until(lambda: domain.status()["boots"] == "2", 60, 0.2)
         assert domain.exec("test -e /tmp/before").status == 1
         end = domain.poweroff(timeout=30)
         assert (end.kind, end.status, end.stats["boots"]) == ("poweroff", 0, 2)

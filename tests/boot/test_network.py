@@ -10,10 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
 import kvmpv
+from tests.boot.shell import text, wait_for
+from tests.waiting import until
 
 CARDS = ("vhost=off,forward=tcp:18080:80", "vhost=on")
 MIB = 1 << 20
@@ -25,17 +28,8 @@ PATIENCE = 60.0
 def guest() -> Iterator[kvmpv.Domain]:
     nets = [f"nat,{card}" for card in CARDS]
     with kvmpv.Domain(name="netguest", vcpus=2, memory=128 * MIB, nets=nets) as domain:
-        deadline = time.monotonic() + PATIENCE
-        while text(domain, "ip -4 -o address | grep -c 'eth[01]' || true") != "2":
-            assert time.monotonic() < deadline, text(domain, "ip address; dmesg | tail")
-            time.sleep(0.2)
+        wait_for(domain, "ip -4 -o address | grep -c 'eth[01]'", "2", PATIENCE)
         yield domain
-
-
-def text(domain: kvmpv.Domain, command: str) -> str:
-    done = domain.exec(command)
-    assert (done.status, done.stderr) == (0, b""), done
-    return str(done).strip()
 
 
 def router(domain: kvmpv.Domain) -> str:
@@ -143,24 +137,19 @@ def test_forwarded_port_reaches_the_guest(guest: kvmpv.Domain) -> None:
 
 
 def test_traffic_goes_on_when_the_worker_is_killed(guest: kvmpv.Domain) -> None:
-    for _ in range(2):
-        before = guest.devices()[0]
-        os.kill(int(before["pid"]), signal.SIGKILL)
-        deadline = time.monotonic() + PATIENCE
-        while guest.devices()[0]["restarts"] == before["restarts"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    def restarted(times: int) -> bool:
+        return int(guest.devices()[0]["restarts"]) == times
+
+    for killed in (1, 2):
+        os.kill(int(guest.devices()[0]["pid"]), signal.SIGKILL)
+        until(partial(restarted, killed), PATIENCE)
         for card in range(len(CARDS)):
             assert " 0% packet loss" in ping(guest, card)
 
 
 def test_card_comes_and_goes_while_the_guest_runs(guest: kvmpv.Domain) -> None:
     number = guest.attach_net("nat,vhost=off,mac=52:54:00:00:00:77")
-    deadline = time.monotonic() + PATIENCE
-    while "52:54:00:00:00:77" not in text(guest, "cat /sys/class/net/*/address"):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    count = "grep -c 52:54:00:00:00:77 /sys/class/net/*/address | grep -c ':1'"
+    wait_for(guest, count, "1", PATIENCE)
     guest.detach(number)
-    while "52:54:00:00:00:77" in text(guest, "cat /sys/class/net/*/address"):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    wait_for(guest, count, "0", PATIENCE)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import select
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import kvmpv
+from tests.boot.shell import text, wait_for
+from tests.waiting import until
 
 BUS = "/sys/bus/virtio/devices"
 DRIVERS = "/sys/bus/virtio/drivers"
@@ -33,20 +34,6 @@ def guest(image: Path) -> Iterator[kvmpv.Domain]:
     disks = [f"{image},queues=2"]
     with kvmpv.Domain(vcpus=2, memory=128 << 20, disks=disks, rng="on", stats=True) as domain:
         yield domain
-
-
-def text(domain: kvmpv.Domain, command: str) -> str:
-    done = domain.exec(command)
-    assert (done.status, done.stderr) == (0, b""), done
-    return str(done).strip()
-
-
-def wait_for(domain: kvmpv.Domain, command: str, wanted: str) -> None:
-    for _ in range(50):
-        if str(domain.exec(command)).strip() == wanted:
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"{command!r} never said {wanted!r}, but {domain.exec(command)}")
 
 
 def counted(domain: kvmpv.Domain, *prefixes: str) -> int:
@@ -167,9 +154,7 @@ def test_reboot_finds_the_devices_again_and_power_off_is_one() -> None:
     with kvmpv.Domain(disks=["null:16M,readonly"], cmdline="loglevel=7") as domain:
         assert text(domain, "cat /sys/block/vda/ro") == "1"
         domain.request_reboot()
-        deadline = time.monotonic() + 60
-        while domain.status()["boots"] != "2" and time.monotonic() < deadline:
-            time.sleep(0.2)
+        until(lambda: domain.status()["boots"] == "2", 60, 0.2)
         text(domain, "dd if=/dev/vda of=/dev/null bs=1M iflag=direct 2>/dev/null")
         read(domain, "a terminal that is full", 0.1)  # what finds no room there is lost
         domain.request_poweroff()

@@ -19,9 +19,10 @@ import kvmpv
 from kvmpv.toolstack import backend
 from tests.kvm.command import IN_BOX, KVMPV, Command, once
 from tests.kvm.refguest import PATIENCE, Guest, firmware
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 SIZE = 1 << 20
 MARK = 0x6B766D7076000000  # the guest writes it, plus the sector's number, at the start of each
@@ -80,18 +81,11 @@ def pid_of(domain: kvmpv.Domain, number: int = 0) -> int:
     return int(domain.devices()[number]["pid"])
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def kill_and_wait(domain: kvmpv.Domain, number: int = 0) -> None:
     """Kill a device's backend as nobody can expect, and wait for the next one."""
     before = int(domain.devices()[number]["restarts"])
     os.kill(pid_of(domain, number), signal.SIGKILL)
-    wait_for(lambda: int(domain.devices()[number]["restarts"]) > before)
+    until(lambda: int(domain.devices()[number]["restarts"]) > before)
 
 
 def sector(path: Path, number: int) -> int:
@@ -200,7 +194,7 @@ def test_killed_storage_daemon_that_owed_nothing_is_replaced(qcow2: Path) -> Non
     with Guest("watchdisk", disks=[str(qcow2)], rng="off") as guest:
         guest.expect("watching")
         kill_and_wait(guest.domain)
-        wait_for(lambda: guest.domain.control("devices")["0.backend"] == "connected")
+        until(lambda: guest.domain.control("devices")["0.backend"] == "connected")
         assert "status 4f" not in guest.text
 
 
@@ -340,7 +334,7 @@ def test_killed_owner_leaves_no_backend(
         processes = below(child.pid)
         assert len(processes) == 4  # VMM, worker, storage daemon, file server
         child.kill()
-    wait_for(lambda: alive(processes) == [])
+    until(lambda: alive(processes) == [])
     ended = command.run("run", "--kernel", firmware("first"), "-m", "16M")  # the next one sweeps
     assert ended.status == 0
     assert command.left(ended.pid) == []

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.host.dom0.workers import rests, until
+from tests.host.dom0.workers import rests
 from tests.kvm.command import once
 from tests.kvm.refguest import Guest, run
 from tests.kvm.test_virtio_worker import workers
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

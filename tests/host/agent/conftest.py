@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import subprocess
-import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -69,12 +68,3 @@ def link(served: Served) -> Iterator[Connection]:
     """Connect to an agent as it is shipped."""
     with Connection(served.sock) as connection:
         yield connection
-
-
-def until(condition: object, seconds: float = 5.0) -> None:
-    """Wait for something that is about to be true."""
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from kvmpv.images import rootfs
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -90,18 +90,10 @@ def network(tmp_path: Path) -> Iterator[Network]:
     found.end()
 
 
-def wait_for(seconds: float, condition: object) -> None:
-    assert callable(condition)
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def test_interface_gets_address_route_and_resolver(network: Network) -> None:
     resolver = network.root / "run/resolv.conf"
-    wait_for(10, resolver.exists)
-    wait_for(2, lambda: "nameserver" in resolver.read_text())
+    until(resolver.exists)
+    until(lambda: "nameserver" in resolver.read_text())
     assert resolver.read_text() == "search kvmpv.test\nnameserver 10.77.0.1\n"
     (address,) = network.addresses()
     assert address.startswith("10.77.0.")
@@ -112,7 +104,7 @@ def test_interface_gets_address_route_and_resolver(network: Network) -> None:
 def test_network_that_is_off_stays_down(tmp_path: Path) -> None:
     network = Network(tmp_path, words="kvmpv.net=off")
     try:
-        wait_for(10, network.serves)
+        until(network.serves)
         assert network.addresses() == []
         assert "state DOWN" in network.inside("ip", "link", "show", "eth0")
     finally:

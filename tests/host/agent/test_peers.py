@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from kvmpv.agent import frames
 from kvmpv.errors import AgentError
-from tests.host.agent.conftest import Served, until
+from tests.host.agent.conftest import Served
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ from kvmpv.dataplane.ring import log_bytes
 from kvmpv.errors import VhostUserError
 from kvmpv.virtio import spec
 from tests.host.disks.disk import MIB, Disk, image, on, pattern
-from tests.host.dom0.workers import until
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

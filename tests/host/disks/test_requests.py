@@ -11,7 +11,8 @@ import pytest
 
 from kvmpv.virtio import spec
 from tests.host.disks.disk import EVERYTHING, MIB, SECTOR, Disk, image, on, pattern
-from tests.host.dom0.workers import Worker, option, until
+from tests.host.dom0.workers import Worker, option, rests
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -261,6 +262,7 @@ def test_idle_disk_uses_no_cpu(tmp_path: Path) -> None:
     with Disk(tmp_path, on(image(tmp_path), "queues=4"), queues=4) as disk:
         for _ in range(200):
             disk.do(IN, 0, 512)
+        until(lambda: rests(disk.worker.process.pid))
         sleeps = disk.counter("sleeps")
         before = disk.worker.cpu_seconds()
         time.sleep(0.5)

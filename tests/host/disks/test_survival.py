@@ -13,7 +13,7 @@ from kvmpv.dataplane.ring import log_bytes
 from kvmpv.virtio import spec
 from tests.host.disks.disk import MIB, SECTOR, Disk, image, on, pattern
 from tests.host.disks.slow import slow_writes
-from tests.host.dom0.workers import until
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,14 +8,16 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from functools import partial
 from pathlib import Path
 
 from kvmpv.vhostuser.frontend import Frontend
 from tests.host.dom0.test_vsock import CID, Guest, from_guest
 from tests.host.dom0.test_worker import random_bytes, running
-from tests.host.dom0.workers import Worker, option, until
+from tests.host.dom0.workers import Worker, option
 from tests.host.vhostuser.test_other_backends import BLK_IN, BLK_OUT, Disk
 from tests.unit.vhostuser.peer import raw
+from tests.waiting import until
 
 WATCHED = (
     "open,openat,openat2,creat,memfd_create,pipe2,mkdir,mknod,rename,renameat2"
@@ -63,6 +65,10 @@ def live(worker: Worker, folder: Path) -> None:
     assert guest.take()[1] == b"hello"
     host.close()
     guest.close()
+
+    def failed(number: int) -> bool:
+        return "failed" in worker.ask("status").split()[1 + number]
+
     for number in range(3):
         ours, theirs = socket.socketpair()
         assert worker.ask(f"connect {number}", theirs.fileno()) == "ok"
@@ -70,7 +76,7 @@ def live(worker: Worker, folder: Path) -> None:
         frontend = Frontend(raw(ours), 10)
         frontend.negotiate()
         os.write(frontend.fileno(), b"no message at all, but enough")
-        until(lambda at=number + 1: "failed" in worker.ask("status").split()[at])
+        until(partial(failed, number))
         frontend.close()
     ours, theirs = socket.socketpair()
     assert worker.ask("device-remove 1") == "ok"

@@ -13,9 +13,10 @@ import pytest
 
 from kvmpv.vhostuser.frontend import Frontend
 from kvmpv.virtio.spec import VSOCK_HDR
-from tests.host.dom0.workers import Worker, option, until
+from tests.host.dom0.workers import Worker, option
 from tests.unit.vhostuser.driver import Driver, DriverRing, readable
 from tests.unit.vhostuser.peer import raw
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

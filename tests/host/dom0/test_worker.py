@@ -12,9 +12,10 @@ import pytest
 
 from kvmpv.errors import VhostUserError
 from kvmpv.vhostuser.frontend import Frontend, open_connection
-from tests.host.dom0.workers import Worker, rests, until
+from tests.host.dom0.workers import Worker, rests
 from tests.unit.vhostuser.driver import Driver, readable
 from tests.unit.vhostuser.peer import raw
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from pathlib import Path

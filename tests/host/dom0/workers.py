@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -129,12 +128,3 @@ def option(key: str, value: object) -> str:
 def rests(pid: int) -> bool:
     """Say whether a process has found nothing to do for a while: it waits as kvmpv/_rest does."""
     return Path(f"/proc/{pid}/syscall").read_text().split()[0] == f"{SYS_POLL}"
-
-
-def until(what: object, seconds: float = 10) -> None:
-    """Wait until a condition, given as a callable, holds."""
-    assert callable(what)
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.005)
