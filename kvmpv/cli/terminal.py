@@ -9,6 +9,8 @@ import sys
 import termios
 
 from kvmpv.errors import KvmpvError
+from kvmpv.toolstack.afterwards import Afterwards
+from kvmpv.toolstack.processes import find
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class Terminal:
         self._domain = domain
         self._output = output
         self._saved: list[Any] | None = None
+        self._afterwards: Afterwards | None = None
         self._pending = b""
         self._user_has_more = True
 
@@ -138,6 +141,7 @@ class Terminal:
         if not os.isatty(0):
             return
         self._saved = termios.tcgetattr(0)
+        self._afterwards = Afterwards(_stty(self._saved), stdin=0)
         raw = termios.tcgetattr(0)
         raw[0] &= ~(termios.BRKINT | termios.ICRNL | termios.INPCK | termios.ISTRIP | termios.IXON)
         raw[1] &= ~termios.OPOST
@@ -153,6 +157,9 @@ class Terminal:
             termios.tcsetattr(0, termios.TCSAFLUSH, self._saved)
             self._saved = None
             signal.signal(signal.SIGWINCH, signal.SIG_DFL)
+        if self._afterwards is not None:
+            self._afterwards.cancel()
+            self._afterwards = None
 
     def _tell_window(self) -> None:
         try:
@@ -160,3 +167,10 @@ class Terminal:
             self._domain.set_window(size.columns, size.lines)
         except (OSError, KvmpvError):
             pass  # it has no size, or the guest is gone
+
+
+def _stty(modes: list[Any]) -> list[str]:
+    """Return the command that sets modes again, as stty(1) takes what its ``--save`` prints."""
+    flags, characters = modes[:4], modes[6]
+    codes = [one if isinstance(one, int) else one[0] for one in characters]
+    return [find("stty", "coreutils"), ":".join(f"{value:x}" for value in [*flags, *codes])]

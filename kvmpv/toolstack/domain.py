@@ -8,7 +8,7 @@ import struct
 
 from kvmpv.errors import BadInput, GuestCrash, HostError, KvmpvError
 from kvmpv.toolstack import config as configuration
-from kvmpv.toolstack import defaults, rundir, vmm
+from kvmpv.toolstack import defaults, rundir, sweeper, vmm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from typing import Final, Self
 
     from kvmpv.agent.client import Connection
+    from kvmpv.toolstack.afterwards import Afterwards
     from kvmpv.toolstack.backends import Backends
+    from kvmpv.toolstack.devices import Device
 else:
     import _signal as signal  # signal itself imports enum, which takes a third of our start
 
@@ -127,7 +129,12 @@ class Domain:
         config = self.config
         kernel = config.kernel or defaults.kernel()
         initrd = config.initrd or ("" if config.boots_itself else defaults.initrd())
-        self._directory = rundir.RunDirectory(config.name)
+        self._sweeper = sweeper.sweeper(config.name, _sockets(config.devices))
+        try:
+            self._directory = rundir.RunDirectory(config.name)
+        except BaseException:
+            self._sweeper.cancel()
+            raise
         self._end = self._agent = None
         self._terminated = False
         descriptors = vmm.Descriptors()
@@ -186,6 +193,7 @@ class Domain:
             os.close(self._pidfd)
             self._pidfd = -1
         self._directory.close()
+        self._sweeper.cancel()
 
     def _open(self, descriptors: vmm.Descriptors, kernel: str, initrd: str) -> None:
         config = self.config
@@ -206,6 +214,8 @@ class Domain:
             descriptors.give("trace", _create(config.trace))
 
     if TYPE_CHECKING:
+        _directory: rundir.RunDirectory
+        _sweeper: Afterwards
         _terminal: _socket.socket
         _exec: _socket.socket
         _lifeline: _socket.socket
@@ -444,6 +454,11 @@ class Domain:
             facts |= {f"stat.{key}": value for key, value in self._backends.stats().items()}
         self._release()
         return End(facts, kept)
+
+
+def _sockets(devices: list[Device]) -> list[str]:
+    """Return the paths of the sockets that devices make where their user says."""
+    return [device.text for device in devices if device.kind == "vsock"]
 
 
 def _read(path: str) -> str:

@@ -37,10 +37,22 @@ def tied(argv: list[str]) -> list[str]:
     return [find("setpriv", "util-linux"), "--pdeathsig", "KILL", *argv]
 
 
-def spawn(argv: list[str], fds: Iterable[int], log: int) -> int:
-    """Start a program with descriptors to inherit and its output in a log; return its id."""
+def spawn(
+    argv: list[str],
+    fds: Iterable[int],
+    log: int,
+    *,
+    stdin: int = -1,
+    more: dict[str, str] | None = None,
+) -> int:
+    """Start a program with descriptors to inherit and its output in a log; return its id.
+
+    Its input is nothing unless ``stdin`` is a descriptor, its environment little more than
+    ``more``.
+    """
+    nothing = (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0)
     actions = [
-        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0),
+        (os.POSIX_SPAWN_DUP2, stdin, 0) if stdin >= 0 else nothing,
         (os.POSIX_SPAWN_DUP2, log, 1),
         (os.POSIX_SPAWN_DUP2, log, 2),
         # A dup2 onto itself makes a descriptor inherited.
@@ -50,7 +62,7 @@ def spawn(argv: list[str], fds: Iterable[int], log: int) -> int:
         return os.posix_spawn(
             argv[0],
             argv,
-            {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
+            {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", **(more or {})},
             file_actions=actions,
             setsid=True,
             setsigmask=(),

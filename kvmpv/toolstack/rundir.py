@@ -71,18 +71,57 @@ def sweep() -> None:
         return
     for name in names:
         path = f"{base}/{name}"
-        try:
-            lock = os.open(f"{path}/lock", os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
+        lock = _take_over(path)
+        if lock >= 0:
+            _remove(path)
+            os.close(lock)
+        elif not os.path.exists(f"{path}/lock"):
             _remove_empty(path)  # its owner was killed before it had a lock, or it is no domain's
+
+
+def processes_of(path: str) -> list[int]:
+    """Return pidfds of the processes of the domain that had the folder ``path`` and has no owner.
+
+    They are told by their output, which goes to the folder's logs.
+    """
+    lock = _take_over(path)
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
             continue
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_nlink:  # else the folder is another's by now
-                _remove(path)
+            pidfd = os.pidfd_open(int(name))
         except OSError:
-            pass  # it runs
+            continue  # it has just ended
+        try:
+            output = os.readlink(f"/proc/{name}/fd/1")
+        except OSError:
+            output = ""  # another user's
+        # What another owner has removed was a dead one's, even if the folder is taken again.
+        orphan = lock >= 0 or output.endswith(" (deleted)")
+        if orphan and output.startswith(f"{path}/"):
+            found.append(pidfd)
+        else:
+            os.close(pidfd)
+    if lock >= 0:
         os.close(lock)
+    return found
+
+
+def _take_over(path: str) -> int:
+    """Return the locked lock of a folder whose owner is gone, or -1."""
+    try:
+        lock = os.open(f"{path}/lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return -1
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_nlink:  # else the folder is another's by now
+            return lock
+    except OSError:
+        pass  # it runs
+    os.close(lock)
+    return -1
 
 
 class RunDirectory:

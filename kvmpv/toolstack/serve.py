@@ -7,7 +7,7 @@ import os
 import select
 
 from kvmpv.errors import BadInput, HostError
-from kvmpv.toolstack import devices, disks, processes, rundir
+from kvmpv.toolstack import devices, disks, processes, rundir, sweeper
 from kvmpv.toolstack.backend import Place, Slot
 from kvmpv.toolstack.worker import SHARED, Worker
 
@@ -58,6 +58,14 @@ def serve(made: Device, path: str) -> None:
     """
     name = f"backend-{os.getpid()}"
     wake = _follow_signals()
+    tidy = sweeper.sweeper(name, [path, made.text] if made.kind == "vsock" else [path])
+    try:
+        _serve(made, path, name, wake)
+    finally:
+        tidy.cancel()
+
+
+def _serve(made: Device, path: str, name: str, wake: int) -> None:
     folder = rundir.RunDirectory(name)
     slot = Slot(0, made, QUEUES)
     place: Place | None = None

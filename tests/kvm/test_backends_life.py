@@ -332,12 +332,10 @@ def test_killed_owner_leaves_no_backend(
     devices = ("--disk", str(image), "--disk", str(qcow2), "--share", f"{shared},ro")
     with start(command, *devices) as child:
         processes = below(child.pid)
-        assert len(processes) == 4  # VMM, worker, storage daemon, file server
+        assert len(processes) == 5  # sweeper, VMM, worker, storage daemon, file server
         child.kill()
     until(lambda: alive(processes) == [])
-    ended = command.run("run", "--kernel", firmware("first"), "-m", "16M")  # the next one sweeps
-    assert ended.status == 0
-    assert command.left(ended.pid) == []
+    assert command.nothing_is_left(child.pid)
 
 
 @once
@@ -383,6 +381,18 @@ def test_backend_of_anybody_is_used_and_connected_to_again(
         assert guest.failures == []
     finally:
         end(server)
+
+
+@once
+def test_killed_backend_leaves_no_socket(image: Path, tmp_path: Path, command: Command) -> None:
+    path = tmp_path / "d.sock"
+    with command.start("backend", "block", str(image), "--socket", str(path)) as server:
+        assert server.stderr is not None
+        server.stderr.readline()
+        assert path.exists()
+        server.kill()
+    wait_for(lambda: not path.exists())
+    assert command.nothing_is_left(server.pid)
 
 
 @once

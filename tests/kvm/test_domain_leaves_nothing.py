@@ -281,14 +281,36 @@ def test_killed_command_takes_its_domain_along(command: Command) -> None:
         [domain] = processes(child.pid)
         assert domain != child.pid
         child.kill()
+    assert command.nothing_is_left(child.pid)
+
+
+@once
+def test_killed_command_leaves_the_terminal_as_it_was(on_terminal: Callable[..., Running]) -> None:
+    running = on_terminal("spin")
+    running.expect("spinning")
+    assert running.is_raw
+    running.child.kill()
     deadline = time.monotonic() + PATIENCE
-    while processes(child.pid):
+    while termios.tcgetattr(running.slave) != running.modes:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert [path.name for path in command.domains.iterdir()] != []  # nobody could
-    ended = command.run("run", "--kernel", firmware("first"), "-m", "16M")  # the next one does
+    assert running.end() == -signal.SIGKILL
+
+
+@once
+def test_next_domain_sweeps_where_nobody_was_left_to(command: Command) -> None:
+    with _started(command, "spin") as child:
+        for pid in _children(child.pid):  # before it
+            os.kill(pid, signal.SIGKILL)
+        child.kill()
+    assert [path.name for path in command.domains.iterdir()] != []
+    ended = command.run("run", "--kernel", firmware("first"), "-m", "16M")
     assert (ended.status, ended.err) == (0, "")
     assert command.left(ended.pid) == []
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @once

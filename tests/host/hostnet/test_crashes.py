@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING
 
 from kvmpv import hostnet
 from kvmpv.hostnet import links, nft
+from tests.host.hostnet.conftest import dnsmasqs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.host.hostnet.conftest import Attach
     from tests.host.net.namespace import Namespace
 
 CHECKOUT = Path(__file__).parents[3]
+KVMPV = str(CHECKOUT / "build/bin/kvmpv")
 
 
 def start(host: Namespace, name: str, spec: str = "nat") -> subprocess.Popen[bytes]:
@@ -51,6 +55,40 @@ def test_killed_user_is_swept(host: Namespace) -> None:
     assert "kvmpv0" in host.interfaces()
     host.call(hostnet.sweep)
     assert "kvmpv0" not in host.interfaces()
+
+
+def test_network_of_killed_commands_goes_with_the_last(host: Namespace, tmp_path: Path) -> None:
+    servers = []
+    for name in ("one", "two"):
+        argv = [KVMPV, "backend", "net", "nat,antispoof", "--socket", f"{tmp_path}/{name}"]
+        servers.append(host.popen(*argv, stderr=subprocess.PIPE))
+        assert servers[-1].stderr
+        assert servers[-1].stderr.readline().startswith(b"kvmpv: serving ")
+    wait_for(lambda: len(tables(host)) == 3)
+    kill(servers[0])
+    wait_for(lambda: len(tables(host)) == 2)
+    assert len(dnsmasqs(tmp_path)) == 1
+    assert "kvmpv0" in host.interfaces()
+    kill(servers[1])
+    wait_for(lambda: not (tmp_path / "kvmpv-net").exists())
+
+
+def tables(host: Namespace) -> list[str]:
+    return host.run("nft", "list", "tables").splitlines()
+
+
+def kill(server: subprocess.Popen[bytes]) -> None:
+    server.kill()
+    server.wait()
+    assert server.stderr
+    server.stderr.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_network_of_a_killed_user_is_the_next_ones(attach: Attach, host: Namespace) -> None:
