@@ -24,6 +24,7 @@ DNS_PORT: Final = 53
 ANSWER_TIMEOUT: Final = 0.5  # seconds
 PAUSE: Final = 0.01
 PATIENCE: Final = 20.0
+GENERATIONS: Final = 3  # the process that is started, its child and that one's stay for the daemon
 STOP_TIMEOUT_MS: Final = 5000
 LEASE: Final = "1h"
 RA_INTERVAL: Final = 60  # seconds
@@ -50,8 +51,12 @@ class Server:
                 words = file.read().split(b"\0")
         except (OSError, ValueError):
             return 0
-        # The number may be another's by now.
-        return pid if f"--conf-file={self._path('conf')}".encode() in words else 0
+        return pid if self._argument in words else 0  # the number may be another's by now
+
+    @property
+    def _argument(self) -> bytes:
+        """What tells its command line from those of all others."""
+        return f"--conf-file={self._path('conf')}".encode()
 
     def serve(self, settings: Sequence[str], address: str, cards: str, hosts: str) -> None:
         """Have it serve these cards and names, started with ``settings`` if it does not run.
@@ -83,6 +88,7 @@ class Server:
             pid = self.pid
 
     def _start(self, settings: Sequence[str]) -> None:
+        self._end_all()  # one that has no file yet: who started it was killed meanwhile
         program = tools.require("dnsmasq", PACKAGE)
         lines = [
             *settings,
@@ -108,16 +114,33 @@ class Server:
             return []
         return [(row[1], row[2], row[3]) for row in rows if len(row) >= 4 and ":" in row[1]]
 
+    def _end_all(self) -> None:
+        """End it, and what is about to become it: it writes its file last."""
+        for _ in range(GENERATIONS):
+            for name in os.listdir("/proc"):
+                process = self._running(name)
+                if process >= 0:
+                    _end(process)
+                    os.close(process)
+
+    def _running(self, name: str) -> int:
+        """Return a pidfd if an entry of /proc is a process that serves this network, else -1."""
+        try:
+            process = os.pidfd_open(int(name))
+        except (ValueError, OSError):
+            return -1  # no process, or none any more
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                if self._argument in file.read().split(b"\0"):
+                    return process
+        except OSError:
+            pass
+        os.close(process)
+        return -1
+
     def stop(self) -> None:
         """End it, wait for that, and remove its files."""
-        if pid := self.pid:
-            try:
-                process = os.pidfd_open(pid)
-            except ProcessLookupError:
-                process = -1
-            if process >= 0:
-                _end(process)
-                os.close(process)
+        self._end_all()
         for name in FILES:
             try:
                 os.unlink(f"{self._folder}/{name}")

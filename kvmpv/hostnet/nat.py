@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from kvmpv.hostnet.spec import Forward, NetSpec
 
-RECORD: Final = "network"
 BRIDGES: Final = 100
 MTU: Final = 1500
 SOCKET_TYPES: Final = {"tcp": _socket.SOCK_STREAM, "udp": _socket.SOCK_DGRAM}
@@ -77,23 +76,25 @@ class Network:
             f"mtu={self.mtu}",
             *(f"old {key}={value}" for key, value in self.old.items()),
         ]
-        new = f"{self.folder}/{RECORD}.new"
+        new = f"{self.folder}/{users.RECORD}.new"
         with open(new, "w") as file:
             file.write("".join(f"{line}\n" for line in lines))
-        os.rename(new, f"{self.folder}/{RECORD}")
+        os.rename(new, f"{self.folder}/{users.RECORD}")
 
 
 def load(path: str) -> Network | None:
     """Return the network that the folder ``path`` has a record of, or None."""
     try:
-        with open(f"{path}/{RECORD}") as file:
+        with open(f"{path}/{users.RECORD}") as file:
             rows = dict(line.rstrip("\n").partition("=")[::2] for line in file)
         found = Network(path, rows["bridge"], subnet.parse(rows["subnet"]), rows["prefix6"])
         found.mtu = int(rows["mtu"])
     except FileNotFoundError:
         return None
     except (KeyError, ValueError, BadInput):
-        raise HostError(f"{path}/{RECORD} is no record of ours", hint="remove that file") from None
+        raise HostError(
+            f"{path}/{users.RECORD} is no record of ours", hint="remove that file"
+        ) from None
     found.old = {key[4:]: value for key, value in rows.items() if key.startswith("old ")}
     return found
 
@@ -307,4 +308,4 @@ def remove(network: Network) -> None:
             failed.append(error)
     if failed:
         raise failed[0]
-    os.unlink(f"{network.folder}/{RECORD}")
+    os.unlink(f"{network.folder}/{users.RECORD}")

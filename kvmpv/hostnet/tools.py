@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 # All that can be caught: SIGKILL is 9, SIGSTOP 19.
 SIGNALS: Final = tuple(number for number in range(1, 32) if number not in (9, 19))
 
+# Locks that the programs keep while they run: whoever comes after one of us that is killed waits
+# until what that has started is done.
+locks: Final[set[int]] = set()
+
 
 def require(name: str, package: str) -> str:
     """Return the path of a program; raise ``HostError`` with the Debian package that has it."""
@@ -37,6 +41,7 @@ def run(argv: list[str], stdin: bytes = b"") -> tuple[int, str]:
             (os.POSIX_SPAWN_DUP2, given, 0),
             (os.POSIX_SPAWN_DUP2, said, 1),
             (os.POSIX_SPAWN_DUP2, said, 2),
+            *((os.POSIX_SPAWN_DUP2, lock, lock) for lock in locks),
         ]
         environment = {**os.environ, "LC_ALL": "C"}
         # Whoever calls may have blocked signals, and a daemon would keep that.

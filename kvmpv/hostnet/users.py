@@ -10,11 +10,13 @@ import fcntl
 import os
 
 from kvmpv.errors import HostError
+from kvmpv.hostnet import tools
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Final, Self
 
+RECORD: Final = "network"  # what says, in the folder, what the NAT network consists of
 REMEDY: Final = "set KVMPV_RUN_DIR to a folder of yours"
 
 
@@ -50,6 +52,7 @@ class Lock:
                     continue  # removed by who was its last user, just now
                 fcntl.flock(self._fd, fcntl.LOCK_EX)
                 if os.fstat(self._fd).st_nlink:
+                    tools.locks.add(self._fd)
                     return self
                 os.close(self._fd)
                 self._fd = -1
@@ -57,12 +60,13 @@ class Lock:
             raise HostError(f"cannot use {self.path}: {error.strerror}", hint=REMEDY) from None
 
     def __exit__(self, *_: object) -> None:
-        """Leave; the folder goes when nobody uses it."""
-        if not os.listdir(f"{self.path}/users"):
-            for name in ("users", "lock"):
+        """Leave; the folder goes when nobody uses it, and nothing is recorded that is to go."""
+        if not os.listdir(f"{self.path}/users") and not os.path.exists(f"{self.path}/{RECORD}"):
+            for name in os.listdir(self.path):  # half-written files of one that was killed too
                 _remove(f"{self.path}/{name}")
             for path in (self.path, os.path.dirname(self.path)):
                 _remove(path)
+        tools.locks.discard(self._fd)
         os.close(self._fd)
         self._fd = -1
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import signal
 import subprocess
@@ -10,8 +12,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pytest
+
 from kvmpv import hostnet
-from kvmpv.hostnet import links, nft
+from kvmpv.hostnet import links, nft, users
 from tests.host.hostnet.conftest import dnsmasqs
 
 if TYPE_CHECKING:
@@ -150,3 +154,47 @@ def test_users_signals_are_not_dnsmasqs(attach: Attach, host: Namespace) -> None
     finally:
         host.call(signal.pthread_sigmask, signal.SIG_SETMASK, before)
     assert card.address != other.address
+
+
+def test_dnsmasq_whose_starter_was_killed_is_ended(
+    attach: Attach, host: Namespace, tmp_path: Path
+) -> None:
+    attach("web", "nat")
+    [record] = tmp_path.rglob("dnsmasq.pid")
+    [before] = dnsmasqs(tmp_path)
+    record.unlink()  # as if it were not written yet
+    attach("db", "nat")
+    [after] = dnsmasqs(tmp_path)
+    assert after != before
+    record.unlink()  # the fixtures see that this one goes too
+
+
+def test_half_written_files_go_with_the_folder(host: Namespace, tmp_path: Path) -> None:
+    host.call(leave_files)
+    assert [path.name for path in tmp_path.rglob("*.new")] == ["network.new"]
+    host.call(hostnet.sweep)
+    assert not (tmp_path / "kvmpv-net").exists()
+
+
+def leave_files() -> None:
+    folder = Path(users.folder())
+    (folder / "users").mkdir(parents=True)
+    for name in ("network.new", "dnsmasq.conf.17"):
+        (folder / name).touch()
+
+
+def test_lock_of_a_killed_user_is_kept_by_what_that_has_started(
+    host: Namespace, tmp_path: Path
+) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    run = "from kvmpv.hostnet import tools, users\nwith users.Lock(): tools.run"
+    user = host.popen(sys.executable, "-c", f"{run}(['/bin/cat', {str(fifo)!r}])", cwd=CHECKOUT)
+    with fifo.open("wb"):  # cat has begun
+        user.kill()
+        user.wait()
+        [lock] = tmp_path.rglob("lock")
+        with lock.open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    host.call(hostnet.sweep)  # waits for cat's end
+    assert not lock.exists()
