@@ -112,8 +112,8 @@ class Attachment:
         for port in self._ports:
             port.close()
         self._ports.clear()
-        users.unregister(path, self._user)
-        settle(path, [self._user, *users.living(path, sweep=True)[1]])
+        users.leave(self._user)
+        _sweep(path)
 
     def __enter__(self) -> Self:
         return self
@@ -132,10 +132,7 @@ def attach(domain: str, index: int, spec: NetSpec) -> Attachment:
         raise BadInput(f"{spec.kind} needs no tap", hint="nat, bridge=NAME and tap=NAME do")
     spec.mac = spec.mac or mac_for(domain, index)
     with users.Lock() as lock:
-        alive, dead = users.living(lock.path, sweep=True)
-        if dead:
-            settle(lock.path, dead)
-        for other in alive:
+        for other in _sweep(lock.path):
             if other["mac"] == spec.mac and other["kind"] == spec.kind:
                 hint = "choose another, or none"
                 raise BadInput(f"the domain {other.domain} has the MAC {spec.mac}", hint=hint)
@@ -215,11 +212,17 @@ def settle(path: str, changed: Sequence[users.User]) -> None:
                 filters.unwatch(user["tap"])
 
 
+def _sweep(path: str) -> list[users.User]:
+    """Take away what those have left who are gone, and then what says so; return the living."""
+    alive, dead = users.living(path)
+    settle(path, dead)
+    users.forget(path, dead)
+    return alive
+
+
 def sweep() -> None:
     """Take away what users that were killed have left; quick where there is nothing."""
     if not os.path.exists(users.folder()):
         return
     with users.Lock() as lock:
-        dead = users.living(lock.path, sweep=True)[1]
-        orphan = [users.User("", 0, {"kind": "nat"})]  # one that was killed while removing it
-        settle(lock.path, dead or orphan)
+        _sweep(lock.path)

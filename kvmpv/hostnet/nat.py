@@ -101,7 +101,7 @@ def load(path: str) -> Network | None:
 
 def living(path: str) -> list[users.User]:
     """List the cards in the NAT network whose users live."""
-    return [user for user in users.living(path, sweep=False)[0] if user["kind"] == "nat"]
+    return [user for user in users.living(path)[0] if user["kind"] == "nat"]
 
 
 def require(wanted: NetSpec) -> None:

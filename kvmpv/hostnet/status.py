@@ -68,7 +68,7 @@ def networks() -> list[Network]:
         if own is not None:
             found[own.bridge] = _of_ours(own)
         leased = {address for one in found.values() for _, address, _ in one.leases}
-        for user in users.living(path, sweep=False)[0]:
+        for user in users.living(path)[0]:
             name = user["target"] or (own.bridge if own else "")
             network = found.setdefault(name, Network(name, user["kind"]))
             network.cards.append(_card(user, name, leased))

@@ -105,18 +105,22 @@ def register(path: str, user: User) -> None:
     os.ftruncate(user.fd, len(text.encode()))
 
 
-def unregister(path: str, user: User) -> None:
-    """Remove a user's file; the caller has the lock."""
-    _remove(f"{path}/users/{user.file}")
-    if user.fd >= 0:
-        os.close(user.fd)
-        user.fd = -1
+def leave(user: User) -> None:
+    """Be a user no more: its file stays, and says what is to be taken away."""
+    os.close(user.fd)
+    user.fd = -1
 
 
-def living(path: str, *, sweep: bool) -> tuple[list[User], list[User]]:
-    """Read the users of the folder ``path``: those that live, and those that were killed.
+def forget(path: str, gone: list[User]) -> None:
+    """Remove the files of users that have left nothing; the caller has the lock."""
+    for user in gone:
+        _remove(f"{path}/users/{user.file}")
 
-    The files of the latter are removed where ``sweep`` says so; the caller has the lock then.
+
+def living(path: str) -> tuple[list[User], list[User]]:
+    """Read the users of the folder ``path``: those that live, and those that left or were killed.
+
+    Without the lock the latter may be about to begin.
     """
     alive: list[User] = []
     dead: list[User] = []
@@ -130,8 +134,6 @@ def living(path: str, *, sweep: bool) -> tuple[list[User], list[User]]:
             continue
         user, lives = found
         (alive if lives else dead).append(user)
-        if sweep and not lives:
-            _remove(f"{path}/users/{name}")
     return alive, dead
 
 

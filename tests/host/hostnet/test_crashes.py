@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmpv import hostnet
-from kvmpv.hostnet import links, nft, users
+from kvmpv.hostnet import filters, links, nft, users
 from tests.host.hostnet.conftest import dnsmasqs
 
 if TYPE_CHECKING:
@@ -198,3 +198,18 @@ def test_lock_of_a_killed_user_is_kept_by_what_that_has_started(
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     host.call(hostnet.sweep)  # waits for cat's end
     assert not lock.exists()
+
+
+def test_release_that_is_cut_off_is_finished_by_the_next(
+    attach: Attach, host: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = attach("web", "nat,antispoof")
+
+    def cut(_tap: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(filters, "unwatch", cut)
+        with pytest.raises(KeyboardInterrupt):
+            host.call(card.release)
+    host.call(hostnet.sweep)  # the fixtures see that nothing is left
