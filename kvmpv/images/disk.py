@@ -115,11 +115,10 @@ def _create_raw(path: Path, size: int, preallocate: bool) -> None:
 
 
 def _create_qcow2(path: Path, size: int, preallocate: bool) -> None:
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as room:
-        made = Path(room) / "new"
-        how = "falloc" if preallocate else "off"
-        _qemu_img("create", "-q", "-f", "qcow2", "-o", f"preallocation={how}", str(made), str(size))
-        os.link(made, path)
+    how = "falloc" if preallocate else "off"
+    options = ["-q", "-f", "qcow2", "-o", f"preallocation={how}"]
+    with unnamed(path) as fd:
+        _qemu_img("create", *options, f"/proc/self/fd/{fd}", str(size), fd=fd)
 
 
 @contextmanager
@@ -194,12 +193,14 @@ def _copy_data(source: int, target: int, length: int) -> None:
             start += done
 
 
-def _qemu_img(*arguments: str) -> None:
+def _qemu_img(*arguments: str, fd: int = -1) -> None:
+    """Run qemu-img, for which a descriptor may be open."""
     program = shutil.which("qemu-img")
     if not program:
         raise HostError("no qemu-img", hint="install the Debian package qemu-utils")
     command = [program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    passed = [fd] if fd >= 0 else []
+    done = subprocess.run(command, pass_fds=passed, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.splitlines() or ["no message"])[-1]
         raise HostError(reason.removeprefix("qemu-img: "), hint="qemu-img said so")

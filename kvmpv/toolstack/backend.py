@@ -7,6 +7,7 @@ and the other end is the VMM's. When it has died it is started again with new so
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 import select
 import time
@@ -38,16 +39,18 @@ DELAYS: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 class Place:
     """What a domain's backends share: its name, its folder, and their log, which is a descriptor.
 
-    ``close`` closes the folder; the log is its owner's.
+    ``mark`` is one of a file in the folder, by which a worker is known if the log is elsewhere:
+    see rundir.processes_of. ``close`` closes the folder; the others are their owner's.
     """
 
-    __slots__ = ("folder", "log", "name", "path")
+    __slots__ = ("folder", "log", "mark", "name", "path")
 
-    def __init__(self, name: str, path: str, log: int) -> None:
+    def __init__(self, name: str, path: str, log: int, mark: int = -1) -> None:
         self.name = name
         self.path = path
         self.folder = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self.log = log
+        self.mark = mark
 
     def listener(self, name: str) -> tuple[_socket.socket, _socket.socket]:
         """Return a listening socket and a connection to it: see processes.listener."""
@@ -84,16 +87,13 @@ class Slot:
         return [*fds, self.overlay] if self.overlay >= 0 else fds
 
     def make_overlay(self) -> None:
-        """Make the file without a name that a throw-away disk of ours is written to."""
-        path = f"{OVERLAYS}/kvmpv-{os.getpid()}-{os.urandom(4).hex()}"
+        """Make the file without a name that a throw-away disk is written to."""
         try:
-            # Not O_TMPFILE: overlayfs has none before Linux 6.3.
-            self.overlay = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            self.overlay = _unnamed()
         except OSError as error:
             raise HostError(
                 f"no throw-away disk in {OVERLAYS}: {error.strerror}", hint="leave snapshot out"
             ) from None
-        processes.unlink(path)
 
     @property
     def order(self) -> str:
@@ -153,6 +153,20 @@ def _queues(device: Device, vcpus: int) -> int:
     if device.kind == "blk" and device.source != "vhost-user":
         return device.number("queues") or min(vcpus, QUEUES_DEFAULT_MAX)
     return device.number("queues") or 1
+
+
+def _unnamed() -> int:
+    """Return a new file that never has a name, where that can be: nobody need remove it then."""
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        return os.open(OVERLAYS, flags | os.O_TMPFILE, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):  # overlayfs before Linux 6.3
+            raise
+    path = f"{OVERLAYS}/kvmpv-{os.getpid()}-{os.urandom(4).hex()}"
+    made = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    processes.unlink(path)
+    return made
 
 
 class Backend:

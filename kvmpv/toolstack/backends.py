@@ -236,7 +236,7 @@ class Backends:
         if device.kind == "blk" and device.source in ("path", "id"):
             taken = [one.image for one in self.slots.values() if one.image is not None]
             slot.image = disks.open_image(device, taken)
-            if slot.image.format == "raw" and device.flag("snapshot"):
+            if device.flag("snapshot"):
                 slot.make_overlay()
         if device.net is not None and device.net.kind in ("nat", "bridge", "tap"):
             from kvmpv.hostnet.attachment import attach

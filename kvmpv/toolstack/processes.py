@@ -43,17 +43,18 @@ def spawn(
     log: int,
     *,
     stdin: int = -1,
+    stdout: int = -1,
     more: dict[str, str] | None = None,
 ) -> int:
     """Start a program with descriptors to inherit and its output in a log; return its id.
 
-    Its input is nothing unless ``stdin`` is a descriptor, its environment little more than
-    ``more``.
+    Its input is nothing unless ``stdin`` is a descriptor, its output the log unless ``stdout`` is
+    one, its environment little more than ``more``.
     """
     nothing = (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDWR, 0)
     actions = [
         (os.POSIX_SPAWN_DUP2, stdin, 0) if stdin >= 0 else nothing,
-        (os.POSIX_SPAWN_DUP2, log, 1),
+        (os.POSIX_SPAWN_DUP2, stdout if stdout >= 0 else log, 1),
         (os.POSIX_SPAWN_DUP2, log, 2),
         # A dup2 onto itself makes a descriptor inherited.
         *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in fds),

@@ -70,9 +70,11 @@ def _serve(made: Device, path: str, name: str, wake: int) -> None:
     slot = Slot(0, made, QUEUES)
     place: Place | None = None
     front: _socket.socket | None = None
+    mark = -1
     try:
         rundir.sweep()
-        place = Place(name, folder.path, STDERR)
+        mark = folder.create("log")
+        place = Place(name, folder.path, STDERR, mark)
         _hold(slot, name)
         front = _listen(path)
         _run(_Listening(place, [slot], front), wake, f"{made.label} at {path}")
@@ -83,6 +85,8 @@ def _serve(made: Device, path: str, name: str, wake: int) -> None:
         slot.release()
         if place is not None:
             place.close()
+        if mark >= 0:
+            os.close(mark)
         folder.close()
 
 

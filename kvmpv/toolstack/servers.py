@@ -33,13 +33,12 @@ class StorageDaemon(Backend):
         super().__init__(place, slots)
         self._program = processes.find("qemu-storage-daemon", "qemu-system-common")
         self._monitor: Monitor | None = None
-        self._overlay = -1
         device = self.slot.device
         for key in ("serial", "physical", "group"):
             if device.options[key]:
                 raise device.error(f"{key} is not possible with this format", "raw images have it")
         if device.flag("snapshot"):
-            self._overlay = self._make_overlay()
+            self._format_overlay()
 
     @property
     def slot(self) -> Slot:
@@ -54,8 +53,7 @@ class StorageDaemon(Backend):
         ours, theirs = processes.pair()
         try:
             argv = [self._program, *self._arguments(listening.fileno(), theirs.fileno())]
-            fds = [listening.fileno(), theirs.fileno()]
-            fds += [self._overlay] if self._overlay >= 0 else []
+            fds = [listening.fileno(), theirs.fileno(), *self.slot.fds]
             self.pid = processes.spawn(processes.tied(argv), fds, self.place.log)
         except BaseException:
             connected.close()
@@ -72,8 +70,8 @@ class StorageDaemon(Backend):
         assert image is not None
         file = "host_device" if image.block else "file"
         path, kind = image.path, image.format
-        if self._overlay >= 0:
-            file, path, kind = "file", f"/proc/self/fd/{self._overlay}", "qcow2"
+        if slot.overlay >= 0:
+            file, path, kind = "file", f"/proc/self/fd/{slot.overlay}", "qcow2"
         readonly = "on" if device.flag("readonly") else "off"
         unmap = "ignore" if device.options["discard"] == "off" else "unmap"
         shared = (
@@ -105,22 +103,18 @@ class StorageDaemon(Backend):
             "--monitor", "chardev=monitor,mode=control",
         ]  # fmt: skip
 
-    def _make_overlay(self) -> int:
-        """Return a file without a name that takes what the guest writes to a throw-away disk."""
-        image = self.slot.image
+    def _format_overlay(self) -> None:
+        """Make the file that takes what the guest writes one that is backed by the image."""
+        image, overlay = self.slot.image, self.slot.overlay
         assert image is not None
         program = processes.find("qemu-img", "qemu-utils")
-        path = f"/var/tmp/kvmpv-{os.getpid()}-{os.urandom(4).hex()}.qcow2"
-        argv = [program, "create", "-q", "-f", "qcow2", "-F", image.format, "-b", image.path, path]
-        pid = processes.spawn(argv, [], self.place.log)
+        words = ["-q", "-f", "qcow2", "-F", image.format, "-b", image.path]
+        argv = [program, "create", *words, f"/proc/self/fd/{overlay}"]
+        pid = processes.spawn(argv, [overlay], self.place.log)
         _, status = os.waitpid(pid, 0)
-        try:
-            if status:
-                reason = processes.last_line(self.place.log, 0)
-                raise self.slot.device.error(f"no throw-away disk of it: {reason}", "see qemu-img")
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        finally:
-            processes.unlink(path)
+        if status:
+            reason = processes.last_line(self.place.log, 0)
+            raise self.slot.device.error(f"no throw-away disk of it: {reason}", "see qemu-img")
 
     def wait_ready(self) -> None:
         """Wait for the monitor's greeting: exports are made before it."""
@@ -144,13 +138,6 @@ class StorageDaemon(Backend):
         if self._monitor is not None:
             self._monitor.close()
             self._monitor = None
-
-    def stop(self) -> None:
-        """End it, and forget what was written to a throw-away disk."""
-        super().stop()
-        if self._overlay >= 0:
-            os.close(self._overlay)
-            self._overlay = -1
 
 
 class FileServer(Backend):

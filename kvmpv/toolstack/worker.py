@@ -107,7 +107,7 @@ class Worker(Backend):
                 number, kind = slot.number, slot.device.kind
                 words.append(f"device={number},{kind},{word}{worker_words(slot)}")
             argv = processes.python(processes.WORKER, words)
-            self.pid = processes.spawn(argv, inherited, self.place.log)
+            self.pid = processes.spawn(argv, inherited, self.place.log, stdout=self.place.mark)
         finally:
             for socket in (listening, its_lifeline, *self._theirs):
                 socket.close()

@@ -11,12 +11,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import kvmpv
-from kvmpv.toolstack import backend
+from kvmpv.toolstack import backend, processes
 from tests.kvm.command import IN_BOX, KVMPV, Command, once
 from tests.kvm.refguest import PATIENCE, Guest, firmware
 from tests.waiting import until
@@ -133,6 +133,26 @@ def test_throw_away_disk_leaves_its_image_alone(suffix: str, image: Path, qcow2:
         guest.end()
     assert guest.failures == []
     assert path.read_bytes() == before
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+def test_what_a_throw_away_disk_is_written_to_never_has_a_name(
+    qcow2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    spawn = processes.spawn
+
+    def see(argv: list[str], *arguments: Any, **options: Any) -> int:
+        started.extend(argv)
+        return spawn(argv, *arguments, **options)
+
+    monkeypatch.setattr(processes, "spawn", see)
+    with Guest("disk n=8", disks=[f"{qcow2},snapshot=on"]) as guest:
+        guest.end()
+    assert guest.failures == []
+    assert any("qemu-img" in word for word in started)
+    assert not any(word.startswith(backend.OVERLAYS) for word in started)
 
 
 @once
@@ -390,9 +410,16 @@ def test_killed_backend_leaves_no_socket(image: Path, tmp_path: Path, command: C
         assert server.stderr is not None
         server.stderr.readline()
         assert path.exists()
+        [worker] = [pid for pid in below(server.pid) if "dom0" in command_line(pid)]
+        os.kill(worker, signal.SIGSTOP)  # it cannot see that its owner is gone
         server.kill()
     wait_for(lambda: not path.exists())
+    wait_for(lambda: alive([worker]) == [])
     assert command.nothing_is_left(server.pid)
+
+
+def command_line(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 @once

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmpv.images import disk, disk_use
 from tests.host.dom0.workers import Worker
 
 KVMPV = str(Path(__file__).parents[3] / "build/bin/kvmpv")
@@ -80,6 +81,23 @@ def test_lock_of_an_open_file_description_is_seen(tmp_path: Path) -> None:
         # F_OFD_SETLK on the whole file, struct flock64 of x86-64.
         fcntl.fcntl(file, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
         assert f"process {os.getpid()} " in kvmpv("disk", "info", image).stdout
+
+
+@pytest.mark.parametrize("format", disk.FORMATS)
+def test_image_has_no_name_before_it_is_whole(
+    format: str,  # noqa: A002
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    link = os.link
+
+    def see(*arguments: object, **options: object) -> None:
+        assert os.listdir(tmp_path) == []
+        link(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "link", see)
+    disk.create(tmp_path / "d.img", MIB, format=format)
+    assert disk_use.inspect(tmp_path / "d.img").size == MIB
 
 
 def test_qcow2_is_made_grown_and_told(tmp_path: Path) -> None:
