@@ -132,15 +132,12 @@ def place(image: Path, output: Path, size: int) -> None:
             f"{size} bytes are no size for this image", hint=f"at least {least >> 20}M, say 2G"
         )
     check_output(output)
-    draft = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        disk.copy(image, draft, size=size)
-        _run([_program("resize2fs"), str(draft)])
-        os.link(draft, output)
+        with disk.unnamed(output) as draft:
+            disk.copy(image, draft, size=size)
+            _run([_program("resize2fs"), f"/proc/self/fd/{draft}"], draft)
     except OSError as error:
         raise HostError(f"cannot write {output}: {error.strerror or error}") from None
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def listing() -> list[Path]:
@@ -271,8 +268,9 @@ def _program(name: str) -> str:
     return found
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(command: list[str], fd: int) -> None:
+    """Run a command, for which a descriptor is open."""
+    done = subprocess.run(command, pass_fds=[fd], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.splitlines() or ["no message"])[-1]
         raise HostError(f"{Path(command[0]).name} failed: {reason}")

@@ -151,16 +151,16 @@ def _mask() -> int:
     return mask
 
 
-def copy(source: Path, target: Path, *, size: int = 0) -> None:
-    """Copy an image to a new file: by reflink where the file system can, else with its holes.
+def copy(source: Path, target: int, *, size: int = 0) -> None:
+    """Copy an image to an empty file: by reflink where the file system can, else with its holes.
 
     A larger ``size`` appends a hole. Raises OSError.
     """
-    with open(source, "rb") as file, unnamed(target) as fd:
+    with open(source, "rb") as file:
         length = os.fstat(file.fileno()).st_size
-        if not _reflink(file.fileno(), fd):
-            _copy_data(file.fileno(), fd, length)
-        os.ftruncate(fd, max(length, size))
+        if not _reflink(file.fileno(), target):
+            _copy_data(file.fileno(), target, length)
+        os.ftruncate(target, max(length, size))
 
 
 def _reflink(source: int, target: int) -> bool:

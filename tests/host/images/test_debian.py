@@ -13,8 +13,11 @@ import stat
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from kvmpv.images import debian
 
 KVMPV = str(Path(__file__).parents[3] / "build/bin/kvmpv")
 MIB = 1 << 20
@@ -86,6 +89,29 @@ def test_image_is_built_once_and_copied_to_the_size_asked_for(place: Path) -> No
     assert left(place) == [kept.name]
     fsck(kept)
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_copy_has_no_name_before_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, target = tmp_path / "image", tmp_path / "out" / "d.img"
+    target.parent.mkdir()
+    image.touch()
+    os.truncate(image, 8 * MIB)
+    mke2fs = shutil.which("mke2fs", path="/usr/sbin:/sbin") or "mke2fs"
+    subprocess.run([mke2fs, "-q", "-t", "ext4", image], check=True)
+    seen = []
+    link = os.link
+
+    def see(*arguments: Any, **options: Any) -> None:
+        seen.append(os.listdir(target.parent))
+        link(*arguments, **options)
+
+    monkeypatch.setattr(os, "link", see)
+    debian.place(image, target, 16 * MIB)
+    assert seen == [[]]
+    assert os.listdir(target.parent) == ["d.img"]
+    fsck(target)
 
 
 def test_two_builds_at_once_are_one(place: Path) -> None:

@@ -171,7 +171,8 @@ def test_copy_keeps_holes_and_content(tmp_path: Path) -> None:
         file.truncate(64 * MIB)
         file.seek(32 * MIB)
         file.write(b"data" * 1024)
-    disk.copy(source, target, size=80 * MIB)
+    with disk.unnamed(target) as fd:
+        disk.copy(source, fd, size=80 * MIB)
     state = target.stat()
     assert state.st_size == 80 * MIB
     assert state.st_blocks * 512 < MIB
