@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import select
 import struct
@@ -42,6 +43,7 @@ SOL_SOCKET: Final = (
     1  # asm-generic/socket.h, and linux/socket.h: _socket would be imported for them
 )
 SCM_RIGHTS: Final = 1
+HANGS: Final = 2.0  # seconds after SIGTERM that a process has to end
 SETTLE: Final = 5.0  # seconds that a guest has to follow a request before it is ended
 
 
@@ -403,8 +405,9 @@ class Domain:
     def kill(self) -> End:
         """End the domain at once."""
         if self._end is None:
-            self.terminate()
-            if self.wait(timeout=2.0) is None:
+            self._terminated = True
+            self._signal(signal.SIGTERM)
+            if self.wait(timeout=HANGS) is None:
                 self._signal(signal.SIGKILL)
         return self.wait_for_end()
 
@@ -418,6 +421,8 @@ class Domain:
         if self.started:
             self._terminated = True
             self._signal(signal.SIGTERM)
+            # Whoever waits now may do so for ever if its process hangs, or has been stopped.
+            _thread.start_new_thread(_end_hung, (os.dup(self._pidfd),))
 
     def _signal(self, number: int) -> None:
         try:
@@ -454,6 +459,20 @@ class Domain:
             facts |= {f"stat.{key}": value for key, value in self._backends.stats().items()}
         self._release()
         return End(facts, kept)
+
+
+def _end_hung(pidfd: int) -> None:
+    """End a process for good that does not end in time."""
+    # Signals are for the main thread, whose waits they are to end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if not poll.poll(HANGS * 1000):
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except OSError:
+            pass  # it has just ended
+    os.close(pidfd)
 
 
 def _sockets(devices: list[Device]) -> list[str]:

@@ -369,6 +369,17 @@ def test_interrupted_owner_leaves_nothing(command: Command, image: Path, qcow2: 
     assert command.left(child.pid) == []
 
 
+@once
+def test_interrupted_owner_ends_a_domain_that_hangs(command: Command) -> None:
+    with start(command, "--rng", "on") as child:
+        [domain] = [pid for pid in below(child.pid) if "vmm" in command_line(pid)]
+        os.kill(domain, signal.SIGSTOP)
+        child.terminate()
+        _, err = child.communicate(timeout=PATIENCE)
+    assert (child.returncode, err) == (130, "")
+    assert command.left(child.pid) == []
+
+
 # ---- kvmpv backend
 
 
