@@ -424,8 +424,8 @@ def test_killed_backend_leaves_no_socket(image: Path, tmp_path: Path, command: C
         [worker] = [pid for pid in below(server.pid) if "dom0" in command_line(pid)]
         os.kill(worker, signal.SIGSTOP)  # it cannot see that its owner is gone
         server.kill()
-    wait_for(lambda: not path.exists())
-    wait_for(lambda: alive([worker]) == [])
+    until(lambda: not path.exists())
+    until(lambda: alive([worker]) == [])
     assert command.nothing_is_left(server.pid)
 
 

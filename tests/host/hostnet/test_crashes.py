@@ -17,10 +17,9 @@ import pytest
 from kvmpv import hostnet
 from kvmpv.hostnet import filters, links, nft, users
 from tests.host.hostnet.conftest import dnsmasqs
+from tests.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tests.host.hostnet.conftest import Attach
     from tests.host.net.namespace import Namespace
 
@@ -68,13 +67,13 @@ def test_network_of_killed_commands_goes_with_the_last(host: Namespace, tmp_path
         servers.append(host.popen(*argv, stderr=subprocess.PIPE))
         assert servers[-1].stderr
         assert servers[-1].stderr.readline().startswith(b"kvmpv: serving ")
-    wait_for(lambda: len(tables(host)) == 3)
+    until(lambda: len(tables(host)) == 3, 20)
     kill(servers[0])
-    wait_for(lambda: len(tables(host)) == 2)
+    until(lambda: len(tables(host)) == 2, 20)
     assert len(dnsmasqs(tmp_path)) == 1
     assert "kvmpv0" in host.interfaces()
     kill(servers[1])
-    wait_for(lambda: not (tmp_path / "kvmpv-net").exists())
+    until(lambda: not (tmp_path / "kvmpv-net").exists())
 
 
 def tables(host: Namespace) -> list[str]:
@@ -86,13 +85,6 @@ def kill(server: subprocess.Popen[bytes]) -> None:
     server.wait()
     assert server.stderr
     server.stderr.close()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_network_of_a_killed_user_is_the_next_ones(attach: Attach, host: Namespace) -> None:
