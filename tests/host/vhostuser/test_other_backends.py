@@ -12,7 +12,7 @@ import pytest
 
 from kvmpv.vhostuser import message
 from kvmpv.vhostuser.frontend import open_connection
-from tests.unit.vhostuser.driver import Driver
+from tests.unit.vhostuser.driver import Driver, Memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +30,8 @@ F_FLUSH = 1 << 9
 class Disk:
     """A driver of a disk: one request at a time."""
 
-    def __init__(self, frontend: Frontend) -> None:
-        self.driver = Driver(frontend, [64], features=1 << 32 | F_FLUSH)
+    def __init__(self, frontend: Frontend, memory: Memory | None = None) -> None:
+        self.driver = Driver(frontend, [64], features=1 << 32 | F_FLUSH, memory=memory)
         self.driver.start()
         self.ring = self.driver.rings[0]
 

@@ -12,7 +12,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from kvmpv.vhostuser import message
-from tests.unit.vhostuser.peer import MIB, USER, memfd
+from tests.unit.vhostuser.peer import MIB, SEALS, USER, memfd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,9 +27,9 @@ VERSION_1 = 1 << 32
 class Memory:
     """Guest memory of one region, and where in it the next buffer goes."""
 
-    def __init__(self, size: int = 8 * MIB) -> None:
+    def __init__(self, size: int = 8 * MIB, seals: int = SEALS) -> None:
         self.size = size
-        self.fd = memfd(size)
+        self.fd = memfd(size, seals)
         self.map = mmap.mmap(self.fd, size)
         self.next = 0x10000
 
@@ -155,10 +155,15 @@ class Driver:
     """A device's driver and front end in one: memory, negotiated features, rings that run."""
 
     def __init__(
-        self, frontend: Frontend, sizes: Sequence[int], *, features: int = VERSION_1
+        self,
+        frontend: Frontend,
+        sizes: Sequence[int],
+        *,
+        features: int = VERSION_1,
+        memory: Memory | None = None,
     ) -> None:
         self.frontend = frontend
-        self.memory = Memory()
+        self.memory = memory or Memory()
         frontend.negotiate()
         accepted = frontend.features & (features | message.F_PROTOCOL_FEATURES)
         frontend.set_features(accepted)
