@@ -43,6 +43,7 @@ class Session:
         self._log: Mapping | None = None
         self._log_fd = -1
         self._status = 0
+        self._owned = False
         self._handlers = self._table()
 
     def fileno(self) -> int:
@@ -103,7 +104,7 @@ class Session:
             m.SET_FEATURES: _checked(self._set_features, u64),
             m.GET_PROTOCOL_FEATURES: _checked(self._get_protocol_features, 0),
             m.SET_PROTOCOL_FEATURES: _checked(self._set_protocol_features, u64),
-            m.SET_OWNER: _checked(lambda _: None, 0),
+            m.SET_OWNER: _checked(self._set_owner, 0),
             m.RESET_OWNER: _checked(self._reset_owner, 0),
             m.SET_MEM_TABLE: self._set_mem_table,
             m.ADD_MEM_REG: _checked(self._add_mem_reg, m.ONE_REGION.size, fds=(1,)),
@@ -318,6 +319,18 @@ class Session:
             self._backend_requests = None
 
     # ---- reset
+
+    def _set_owner(self, _got: Message) -> None:
+        """Begin the session; another one may follow on the connection.
+
+        QEMU does so when a device is unplugged and the next one is given the same chardev: it has
+        told nothing of the first one's end, and adds its memory once more.
+        """
+        if self._owned:
+            self.rings.reset()
+            self._use([], self.regions)
+            self.device.reset()
+        self._owned = True
 
     def _reset_owner(self, _got: Message) -> None:
         self.rings.disable_all()

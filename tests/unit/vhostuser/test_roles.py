@@ -55,10 +55,13 @@ def both() -> Iterator[Both]:
     made.close()
 
 
-def start(both: Both, queues: int = 1, base: int = 5) -> tuple[int, list[int]]:
+def start(
+    both: Both, queues: int = 1, base: int = 5, *, negotiate: bool = True
+) -> tuple[int, list[int]]:
     """Bring a device up as a VMM does; return the memory and the kicks."""
     frontend = both.frontend
-    frontend.negotiate(message.PF_KNOWN & ~message.PF_STATUS)
+    if negotiate:
+        frontend.negotiate(message.PF_KNOWN & ~message.PF_STATUS)
     frontend.set_features(VERSION_1 | message.F_PROTOCOL_FEATURES)
     memory = memfd(2 * MIB)
     frontend.set_mem_table([(0, MIB, USER, 0, memory), (1 << 32, MIB, USER + MIB, MIB, memory)])
@@ -140,7 +143,7 @@ def test_the_log_of_requests_in_flight_goes_round(both: Both) -> None:
     both.frontend.set_inflight_fd(fd, size, offset, 2, 128)
     address, *rest = both.device.inflight
     assert rest == [size, 2, 128]
-    memory, kicks = start(both, queues=2)
+    memory, kicks = start(both, queues=2, negotiate=False)
     part = message.inflight_queue_size(128)
     assert [both.device.running[i].inflight for i in (0, 1)] == [address, address + part]
     for one in (fd, memory, *kicks):
@@ -196,6 +199,18 @@ def test_a_reset_stops_and_forgets(both: Both) -> None:
     assert both.device.calls[-3:] == [("stop", 0), ("enabled", 0, False), ("reset",)]
     with pytest.raises(VhostUserError, match="refuses request 12"):
         both.frontend.set_vring_kick(0, kicks[0])
+    for one in (memory, *kicks):
+        os.close(one)
+
+
+def test_the_next_owner_on_a_connection_begins_anew(both: Both) -> None:
+    """As QEMU does for the next device that is given the chardev of one that was unplugged."""
+    memory, kicks = start(both)
+    both.frontend.get_vring_base(0)
+    both.frontend.set_owner()
+    assert both.device.calls[-2:] == [("memory", 0), ("reset",)]
+    both.frontend.add_mem_region(0, MIB, USER, 0, memory)
+    assert both.device.calls[-1] == ("memory", 1)
     for one in (memory, *kicks):
         os.close(one)
 
