@@ -197,21 +197,38 @@ class Session:
 
     def _add_mem_reg(self, got: Message) -> None:
         self._need(message.PF_CONFIGURE_MEM_SLOTS, "ADD_MEM_REG")
+        _, gpa, size, user_address, offset = message.ONE_REGION.unpack(got.payload)
+        record = gpa, size, user_address, offset
+        if self._is_there(record, got.fds[0]):
+            return
         if len(self.regions) >= message.SLOTS_MAX:
             raise VhostUserError(f"more than {message.SLOTS_MAX} memory regions")
-        _, *record = message.ONE_REGION.unpack(got.payload)
         regions = list(self.regions)
-        self._map(regions, (record[0], record[1], record[2], record[3]), got.fds)
+        self._map(regions, record, got.fds)
         self._use(regions, [])
+
+    def _is_there(self, record: tuple[int, int, int, int], fd: int) -> bool:
+        """Count a region that is shared again.
+
+        QEMU before 8 shares, and takes back, each one once for each pair of a card's queues.
+        """
+        gpa, size, user_address, offset = record
+        for one in self.regions:
+            same = one.key == (gpa, size, user_address) and one.offset == offset
+            if same and os.path.sameopenfile(one.fd, fd):
+                one.shares += 1
+                return True
+        return False
 
     def _rem_mem_reg(self, got: Message) -> None:
         self._need(message.PF_CONFIGURE_MEM_SLOTS, "REM_MEM_REG")
         _, gpa, size, user_address, _ = message.ONE_REGION.unpack(got.payload)
-        key = (gpa, size, user_address)
-        gone = [one for one in self.regions if (one.gpa, one.size, one.user_address) == key]
+        gone = [one for one in self.regions if one.key == (gpa, size, user_address)]
         if not gone:
             raise VhostUserError(f"no memory region of {size:#x} bytes at {gpa:#x}")
-        self._use([one for one in self.regions if one not in gone], gone)
+        gone[0].shares -= 1
+        if not gone[0].shares:
+            self._use([one for one in self.regions if one not in gone], gone)
 
     def _use(self, regions: list[MemoryRegion], gone: list[MemoryRegion]) -> None:
         """Give the device other memory; queues that run are stopped meanwhile."""

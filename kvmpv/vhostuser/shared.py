@@ -90,10 +90,11 @@ def map_file(what: str, fd: int, offset: int, size: int, *, unsealed: bool = Fal
 class MemoryRegion:
     """A piece of guest memory: where the guest has it, the front end, and this process.
 
-    ``address`` is ours; ``user_address`` is the front end's, which it gives rings by.
+    ``address`` is ours; ``user_address`` is the front end's, which it gives rings by. ``shares``
+    is how many times it was shared, and so has to be taken back.
     """
 
-    __slots__ = ("fd", "gpa", "mapping", "offset", "size", "user_address")
+    __slots__ = ("fd", "gpa", "mapping", "offset", "shares", "size", "user_address")
 
     def __init__(
         self, gpa: int, size: int, user_address: int, offset: int, fd: int, mapping: Mapping
@@ -104,6 +105,12 @@ class MemoryRegion:
         self.offset = offset
         self.fd = fd
         self.mapping = mapping
+        self.shares = 1
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """What a front end takes it back by: its two addresses, and its size."""
+        return self.gpa, self.size, self.user_address
 
     @property
     def address(self) -> int:

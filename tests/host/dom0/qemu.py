@@ -62,7 +62,8 @@ def run(
 def connected(device: str) -> list[str]:
     """Return the options that connect a device: a card has QEMU's net layer in between."""
     if device.startswith("virtio-net"):
-        return ["-netdev", "vhost-user,id=n,chardev=c", "-device", f"{device},netdev=n"]
+        netdev = "vhost-user,id=n,chardev=c" + (",queues=2" if ",mq=on" in device else "")
+        return ["-netdev", netdev, "-device", f"{device},netdev=n"]
     return ["-device", f"{device},chardev=c"]
 
 

@@ -163,6 +163,35 @@ def test_memory_comes_and_goes_by_region(both: Both) -> None:
         os.close(one)
 
 
+def test_memory_that_is_shared_twice_is_taken_back_twice(both: Both) -> None:
+    """As QEMU 7.2 does for a card with two pairs of queues."""
+    memory, kicks = start(both)
+    frontend = both.frontend
+    region = (1 << 33, MIB, USER + 4 * MIB)
+    more = memfd(MIB)
+    for _ in range(2):
+        frontend.add_mem_region(*region, 0, more)
+    calls = list(both.device.calls)
+    assert len(both.device.regions) == 3
+    frontend.remove_mem_region(*region)
+    assert both.device.calls == calls
+    frontend.remove_mem_region(*region)
+    assert both.device.calls[-2:] == [("memory", 2), ("start", 0, 19, True)]
+    with pytest.raises(VhostUserError, match="refuses request 38"):
+        frontend.remove_mem_region(*region)
+    for one in (memory, more, *kicks):
+        os.close(one)
+
+
+def test_other_memory_at_a_region_that_is_there_is_refused(both: Both) -> None:
+    memory, kicks = start(both)
+    other = memfd(2 * MIB)
+    with pytest.raises(VhostUserError, match="refuses request 37"):
+        both.frontend.add_mem_region(0, MIB, USER, 0, other)
+    for one in (memory, other, *kicks):
+        os.close(one)
+
+
 def test_another_call_comes_under_the_same_number(both: Both) -> None:
     memory, kicks = start(both)
     number = both.device.running[0].call
