@@ -27,15 +27,16 @@ QUEUES: Final = 4  # front ends take as many as they want of them
 class _Listening(Worker):
     """A worker whose front ends come by themselves, one after the other."""
 
-    def __init__(self, place: Place, slots: list[Slot], front: _socket.socket) -> None:
+    def __init__(
+        self, place: Place, slots: list[Slot], front: _socket.socket, *, unsealed: bool
+    ) -> None:
         super().__init__(place, slots, SHARED)
         self._front = front
+        self._unsealed = unsealed
 
     def device_socket(self, slot: Slot) -> tuple[int, str]:
         """Return what the worker is to listen at."""
-        # Most front ends cannot seal what they share. The one that truncates its memory ends this
-        # worker, which serves nobody else and is started again.
-        return self._front.fileno(), f"listen={self._front.fileno()},unsealed=1"
+        return self._front.fileno(), f"listen={self._front.fileno()},unsealed={self._unsealed:d}"
 
 
 def device(kind: str, spec: str) -> Device:
@@ -53,8 +54,11 @@ def device(kind: str, spec: str) -> Device:
     return found
 
 
-def serve(made: Device, path: str) -> None:
+def serve(made: Device, path: str, *, unsealed: bool = False) -> None:
     """Serve a device at a socket until a signal comes; nothing is left then.
+
+    With ``unsealed``, front ends may share memory that they could truncate. That ends this worker,
+    which serves nobody else and is started again.
 
     Raises BadInput and HostError.
     """
@@ -62,12 +66,12 @@ def serve(made: Device, path: str) -> None:
     wake = _follow_signals()
     tidy = sweeper.sweeper(name, [path, made.text] if made.kind == "vsock" else [path])
     try:
-        _serve(made, path, name, wake)
+        _serve(made, path, name, wake, unsealed=unsealed)
     finally:
         tidy.cancel()
 
 
-def _serve(made: Device, path: str, name: str, wake: int) -> None:
+def _serve(made: Device, path: str, name: str, wake: int, *, unsealed: bool) -> None:
     folder = rundir.RunDirectory(name)
     slot = Slot(0, made, QUEUES)
     place: Place | None = None
@@ -79,7 +83,8 @@ def _serve(made: Device, path: str, name: str, wake: int) -> None:
         place = Place(name, folder.path, STDERR, mark)
         _hold(slot, name)
         front = _listen(path)
-        _run(_Listening(place, [slot], front), wake, f"{made.label} at {path}")
+        worker = _Listening(place, [slot], front, unsealed=unsealed)
+        _run(worker, wake, f"{made.label} at {path}")
     finally:
         if front is not None:
             front.close()

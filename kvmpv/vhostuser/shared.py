@@ -67,7 +67,7 @@ def map_file(what: str, fd: int, offset: int, size: int, *, unsealed: bool = Fal
     if size <= 0 or offset % PAGE or offset + size > ADDRESS_MAX // 2:
         raise VhostUserError(f"{what}: {size:#x} bytes at {offset:#x} of a file cannot be mapped")
     if not unsealed and seals(fd) & SEALS != SEALS:
-        hint = "share it as a memfd with F_SEAL_SHRINK and F_SEAL_GROW, or allow unsealed memory"
+        hint = "share it as a memfd with F_SEAL_SHRINK and F_SEAL_GROW, or allow --unsealed"
         raise VhostUserError(f"{what} could be truncated under us", hint=hint)
     file = os.fstat(fd)
     if offset + size > file.st_size:

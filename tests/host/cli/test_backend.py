@@ -41,17 +41,29 @@ def test_memory_that_its_owner_could_truncate_is_taken(tmp_path: Path) -> None:
     """libblkio, DPDK and QEMU's memory-backend-file seal nothing."""
     image = tmp_path / "image"
     image.write_bytes(bytes(MIB))
-    with served(tmp_path, "block", str(image)) as (path, _):
+    with served(tmp_path, "block", str(image), "--unsealed") as (path, _):
         disk = Disk(open_connection(str(path), 10), Memory(seals=0))
         disk.request(BLK_OUT, 8, b"unsealed" * 64)
         assert disk.request(BLK_IN, 8, reads=512) == b"unsealed" * 64
         disk.driver.close()
 
 
+def test_memory_that_its_owner_could_truncate_is_refused_unasked_for(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(bytes(MIB))
+    with served(tmp_path, "block", str(image)) as (path, process):
+        frontend = open_connection(str(path), 10)
+        with pytest.raises(VhostUserError):
+            Disk(frontend, Memory(seals=0))
+        frontend.close()
+        assert process.stderr is not None
+        assert "--unsealed" in process.stderr.readline()
+
+
 def test_one_that_truncates_its_memory_harms_no_one_else(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(b"content!" * 64 + bytes(MIB))
-    with served(tmp_path, "block", str(image)) as (path, process):
+    with served(tmp_path, "block", str(image), "--unsealed") as (path, process):
         disk = Disk(open_connection(str(path), 10), Memory(seals=0))
         os.ftruncate(disk.driver.memory.fd, 0)
         os.eventfd_write(disk.ring.kick, 1)
