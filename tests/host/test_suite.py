@@ -18,7 +18,7 @@ def test_when_the_box_is_lost():
     left = Path({left!r})
     if count := int(left.read_text()):
         left.write_text(str(count - 1))
-        os._exit(126)
+        os._exit({status})
 
 def test_after(): assert {after}
 """
@@ -31,13 +31,13 @@ def run_in_box(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(runner, "build", lambda: None)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
-    def go(losses: int, up: int = 0, after: bool = True) -> runner.Run:
+    def go(losses: int, up: int = 0, after: bool = True, status: int = 126) -> runner.Run:
         script = f'#!/bin/sh\ncase $1 in up) exit {up} ;; run) shift 2 && exec "$@" ;; esac\n'
         (tmp_path / "devbox").write_text(script)
         (tmp_path / "devbox").chmod(0o755)
         (tmp_path / "left").write_text(str(losses))
         file = tmp_path / "test_it.py"
-        file.write_text(TESTS.format(left=str(tmp_path / "left"), after=after))
+        file.write_text(TESTS.format(left=str(tmp_path / "left"), after=after, status=status))
         run = runner.Run()
         runner.box(run, ["-p", "no:cacheprovider", "-p", "pytest_timeout"], [str(file)])
         return run
@@ -67,6 +67,13 @@ def test_third_loss_ends_the_run_as_a_lost_box(run_in_box) -> None:
     assert len(run.troubles) == 1
     assert run.troubles[0].startswith("lost box: in ")
     assert "test_when_the_box_is_lost" in run.troubles[0]
+    assert not report.report(run, 1.0)
+
+
+def test_run_that_breaks_off_is_no_success(run_in_box) -> None:
+    run = run_in_box(1, status=1)
+    assert outcomes(run) == ["passed"]
+    assert len(run.troubles) == 1
     assert not report.report(run, 1.0)
 
 

@@ -164,7 +164,8 @@ def _box_up(run: Run) -> bool:
 
 def _judge(run: Run, results: Results, status: int) -> None:
     """Tell a run of pytest that broke off, or found nothing, from one that ended."""
-    if status in (0, 1) or (status == NO_TESTS and results.verdicts):
+    failures = any(one.outcome == "failed" for one in results.verdicts.values())
+    if status == 0 or (status == 1 and failures) or (status == NO_TESTS and results.verdicts):
         return
     where = f" in {results.running}" if results.running else ""
     run.troubles.append(f"pytest on the {results.place} ended with status {status}{where}")
