@@ -79,9 +79,10 @@ class Frontend:
 
     # ---- negotiation
 
-    def negotiate(self, protocol_features: int = message.PF_KNOWN) -> None:
+    def negotiate(self, protocol_features: int = message.PF_UNASKED) -> None:
         """Take the session, and learn what the back end offers.
 
+        Whoever takes PF_STATUS too has to tell the status: DPDK starts no ring before DRIVER_OK.
         ``features`` is what it offers of virtio's features, vhost-user's own bit included;
         ``protocol_features`` what both sides can do.
         """

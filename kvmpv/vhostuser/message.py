@@ -72,6 +72,8 @@ PF_STATUS: Final = 1 << 16
 PF_COMMON: Final = PF_MQ | PF_REPLY_ACK | PF_BACKEND_REQ | PF_RESET_DEVICE | PF_CONFIGURE_MEM_SLOTS
 # What the code here can speak at all.
 PF_KNOWN: Final = PF_COMMON | PF_LOG_SHMFD | PF_NET_MTU | PF_CONFIG | PF_INFLIGHT_SHMFD | PF_STATUS
+# What a front end may take without being bound to more than it says anyway.
+PF_UNASKED: Final = PF_KNOWN & ~PF_STATUS
 
 # ---- feature bits that are vhost's own, among the virtio ones
 

@@ -105,6 +105,17 @@ def test_a_device_comes_up_and_goes_down(both: Both) -> None:
         os.close(fd)
 
 
+def test_the_status_is_taken_by_none_who_does_not_tell_it(both: Both) -> None:
+    """DPDK's back ends start no ring before DRIVER_OK where it was negotiated."""
+    both.session.offered |= message.PF_STATUS
+    both.frontend.negotiate()
+    both.frontend.get_queue_num()
+    assert not both.session.protocol_features & message.PF_STATUS
+    both.frontend.negotiate(message.PF_KNOWN)
+    both.frontend.set_status(4)
+    assert both.frontend.get_status() == 4
+
+
 def test_config_is_read_and_written(both: Both) -> None:
     both.frontend.negotiate()
     assert both.frontend.get_queue_num() == 4
