@@ -32,7 +32,6 @@ KILLED: Final = 130
 
 STATUSES: Final = {
     "poweroff": 0,
-    "reboot": 0,
     "bad-input": 2,
     "crash": CRASHED,
     "triple-fault": CRASHED,

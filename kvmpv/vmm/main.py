@@ -43,7 +43,7 @@ else:
     import _signal as signal  # signal itself imports enum, which takes a third of our start
 
 RESET_PATIENCE = 30.0  # seconds that a reboot waits for requests that are under way
-STARTED_WELL = ("poweroff", "reboot", "killed")
+STARTED_WELL = ("poweroff", "killed")
 
 
 class Domain:
@@ -173,7 +173,9 @@ class Domain:
                     rest(self.epoll.fileno())
             self.times["end"] = time.monotonic_ns()
             self.unwatch(machine.ended)
-            again = machine.kind == "reboot" and not self._killed
+            if self._killed and machine.kind == "reboot":  # which was first, and leads nowhere
+                machine.kind, machine.message = "killed", self._killed
+            again = machine.kind == "reboot"
             if self.devices is not None:
                 self._leave_devices(self.devices, machine, again)
             if not again:
