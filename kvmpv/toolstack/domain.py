@@ -9,7 +9,7 @@ import struct
 
 from kvmpv.errors import BadInput, GuestCrash, HostError, KvmpvError
 from kvmpv.toolstack import config as configuration
-from kvmpv.toolstack import defaults, rundir, sweeper, vmm
+from kvmpv.toolstack import defaults, processes, rundir, sweeper, vmm
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -464,9 +464,7 @@ def _end_hung(pidfd: int) -> None:
     """End a process for good that does not end in time."""
     # Signals are for the main thread, whose waits they are to end.
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    if not poll.poll(HANGS * 1000):
+    if not processes.is_readable(pidfd, HANGS):
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         except OSError:

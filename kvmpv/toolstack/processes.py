@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _socket
 import os
+import select
 import sys
 
 from kvmpv.errors import HostError
@@ -30,6 +31,13 @@ def find(program: str, package: str) -> str:
         if place and os.access(path, os.X_OK) and not os.path.isdir(path):
             return path
     raise HostError(f"there is no {program} on this host", hint=f"apt install {package}")
+
+
+def is_readable(fd: int, seconds: float) -> bool:
+    """Say whether a descriptor becomes readable in time; a pidfd does when its process ends."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
 
 
 def tied(argv: list[str]) -> list[str]:

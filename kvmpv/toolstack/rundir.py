@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 FILES: Final = ("control", "log", "end", "report", "lock")
 DEVICE: Final = "device-"  # what the names of all that belongs to a device begin with
 SOCKET_PATH_MAX: Final = 107  # sockaddr_un
-STAMP: Final = "%Y%m%dT%H%M%S.txt"  # what the names of crash reports end with
-STAMP_LENGTH: Final = 19
 KEPT_REPORTS: Final = 64  # a guest that crashes for ever must not fill the disk
 REMEDY: Final = "set KVMPV_RUN_DIR to a folder of yours"
 
@@ -48,13 +46,13 @@ def keep_report(name: str, text: str) -> str:
     Returns its path, or nothing if that fails: a full disk must not hide how a domain ended.
     """
     folder = crash_folder()
-    path = f"{folder}/{name}-{time.strftime(STAMP)}"
+    path = f"{folder}/{name}-{time.strftime('%Y%m%dT%H%M%S')}.txt"
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
-        reports = [name for name in os.listdir(folder) if name.endswith(".txt")]
-        reports.sort(key=lambda name: name[-STAMP_LENGTH:])
+        reports = [one for one in os.listdir(folder) if one.endswith(".txt")]
+        reports.sort(key=lambda one: one.rpartition("-")[2])  # by time
         for old in reports[:-KEPT_REPORTS]:
             _unlink(f"{folder}/{old}")
     except OSError:

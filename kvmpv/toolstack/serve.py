@@ -150,19 +150,12 @@ def _run(worker: Worker, wake: int, what: str) -> None:
             if wake in ready:
                 return
             worker.place.say(f"kvmpv: {worker.bury()}; it is started again")
-            if poll_for(wake, worker.restart_delay):
+            if processes.is_readable(wake, worker.restart_delay):
                 return
             worker.start()
             worker.wait_ready()
     finally:
         worker.stop()
-
-
-def poll_for(fd: int, seconds: float) -> bool:
-    """Say whether a descriptor becomes readable within so many seconds."""
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
 
 
 def _follow_signals() -> int:

@@ -6,7 +6,6 @@ This file is run by ``Afterwards``, when the owner has begun to end.
 from __future__ import annotations
 
 import os
-import select
 import sys
 import time
 
@@ -77,9 +76,7 @@ def _end(pidfds: list[int]) -> None:
 
 def _is_over(pidfd: int, deadline: float) -> bool:
     """Say whether a process ends in time."""
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(max(deadline - time.monotonic(), 0) * 1000))
+    return processes.is_readable(pidfd, max(deadline - time.monotonic(), 0))
 
 
 if __name__ == "__main__":

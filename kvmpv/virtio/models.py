@@ -195,9 +195,9 @@ class Net(Model):
         return self.pairs if features >> spec.NET_F_MQ & 1 else 1
 
     def reset(self) -> None:
-        """Return to the address of the orders."""
+        """Return to the address of the orders, with nothing to announce."""
+        self.mac = self.first_mac
         self.announced()
-        self.set_mac(self.first_mac)
 
     def set_mac(self, mac: bytes) -> None:
         """Take another address from the driver."""

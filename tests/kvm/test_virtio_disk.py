@@ -158,7 +158,7 @@ def test_grown_disk_is_seen_by_its_guest() -> None:
 @once
 def test_disk_comes_and_goes_while_the_guest_runs() -> None:
     first, late = Disk(0), Disk(1)
-    with DiskGuest("requests,requests,watchdisk,requests devices=1", first) as guest:
+    with DiskGuest("requests,requests,watchdisk,requests,requests devices=1", first) as guest:
         guest.expect("ready")
         guest.domain.control("device-remove 0")
         guest.expect("ready", times=2)
@@ -169,6 +169,9 @@ def test_disk_comes_and_goes_while_the_guest_runs() -> None:
         guest.domain.control("device-remove 0")
         guest.expect("removed 1")
         guest.expect("devices 0")
+        wait_for_device(guest, "0.kind", "")
+        guest.expect("ready", times=4)  # it ends only when it is asked to: above it must be there
+        guest.domain.request_poweroff()
         assert guest.end().kind == "poweroff"
 
 
