@@ -38,6 +38,8 @@ def up(name: Name = "", stay: Stay = False, share: Share = []) -> None:  # noqa:
     box.up(owner=_owner(), stay=stay, shares=[os.path.abspath(path) for path in share])
     status = box.wait()
     _say(f"dev box: up after {status['boot_seconds']} s (console: {status['console']})")
+    if not debian.emulator().mended:
+        _say("dev box: its emulator may deliver a guest's interrupt twice (docs/devbox.md)")
 
 
 @app.command()

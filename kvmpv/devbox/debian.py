@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvmpv.devbox import debs
+from kvmpv.devbox import debs, mend
 from kvmpv.errors import HostError
 from kvmpv.images import keyed
 
@@ -23,6 +23,10 @@ EMULATOR_PACKAGES = ["qemu-system-x86", "qemu-system-common", "qemu-system-data"
 # Debian's 7.2 brings the libraries, which suffice for 10.0, and the firmware.
 LIBRARY_PACKAGE = "qemu-system-x86"
 _FIRMWARE = Path("/usr/share/seabios")
+
+# Names in the cache.
+_EMULATOR = "emulator-box"
+_KERNEL = "kernel-box"
 
 
 class Emulator:
@@ -40,6 +44,11 @@ class Emulator:
     def data_folders(self) -> list[Path]:
         """Where its firmware is."""
         return [self.root / "usr/share/qemu", self.root / "usr/share/seabios", _FIRMWARE]
+
+    @property
+    def mended(self) -> bool:
+        """Whether its VMRUN delivers an interrupt once."""
+        return (self.root / "mended").exists()
 
 
 class Kernel:
@@ -66,18 +75,17 @@ class Kernel:
 
 def emulator() -> Emulator:
     """Return the private QEMU, fetching it if there is none yet."""
-    return Emulator(_newest("qemu-box", _fetch_emulator))
+    return Emulator(_newest(_EMULATOR, _fetch_emulator))
 
 
 def kernel() -> Kernel:
     """Return the box's kernel, fetching it if there is none yet."""
-    return Kernel(_newest("kernel-box", _fetch_kernel))
+    return Kernel(_newest(_KERNEL, _fetch_kernel))
 
 
 def fetched() -> bool:
     """Tell whether both are there, so that a box starts without a network."""
-    parts = ("qemu-box", "kernel-box")
-    return all(any(keyed.cache().glob(f"devbox/{name}-*")) for name in parts)
+    return all(any(keyed.cache().glob(f"devbox/{name}-*")) for name in (_EMULATOR, _KERNEL))
 
 
 def _newest(name: str, fetch: Callable[[str], Path]) -> Path:
@@ -97,9 +105,17 @@ def _fetch_emulator(name: str) -> Path:
         def make(into: Path) -> None:
             for package in packages:
                 debs.unpack(package, into)
+            _mend(Emulator(into))
             _check_emulator(Emulator(into))
 
         return keyed.build(f"devbox/{name}", _version(packages[-1]), make)
+
+
+def _mend(found: Emulator) -> None:
+    program = mend.mended(found.program.read_bytes())
+    if program is not None:
+        found.program.write_bytes(program)
+        (found.root / "mended").touch()
 
 
 def _check_emulator(found: Emulator) -> None:
