@@ -39,7 +39,7 @@ def up(name: Name = "", stay: Stay = False, share: Share = []) -> None:  # noqa:
     status = box.wait()
     _say(f"dev box: up after {status['boot_seconds']} s (console: {status['console']})")
     if not debian.emulator().mended:
-        _say("dev box: its emulator may deliver a guest's interrupt twice (docs/devbox.md)")
+        _say("dev box: its emulator is one whose guests may die or hang (docs/devbox.md)")
 
 
 @app.command()

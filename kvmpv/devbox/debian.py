@@ -47,7 +47,7 @@ class Emulator:
 
     @property
     def mended(self) -> bool:
-        """Whether its VMRUN delivers an interrupt once."""
+        """Whether what it does wrong with SVM was mended."""
         return (self.root / "mended").exists()
 
 

@@ -33,7 +33,7 @@ def scratch() -> Iterator[Path]:
     path.unlink(missing_ok=True)
 
 
-def test_the_emulator_delivers_an_interrupt_once() -> None:
+def test_the_emulator_is_mended() -> None:
     assert debian.emulator().mended, "kvmpv/devbox/mend.py does not know this version"
 
 
