@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Packets between one virtqueue and a tap (virtio 1.2, section 5.1), a thread for
- * each queue. The kernel copies between the packet and the guest's own pages:
+ * Packets between a pair of virtqueues and a tap (virtio 1.2, section 5.1), a thread
+ * for each pair. The kernel copies between the packet and the guest's own pages:
  * readv and writev with the virtio-net header in front, offloads included.
+ *
+ * One thread has both directions, so that what came while it sent, and what is sent,
+ * is shown to the driver at once and takes one interrupt (docs/decisions/, 0013).
  *
  * Both directions use a queue strictly in order. So the used index tells where a
  * thread was that died, and its successor goes on from there without a log.
@@ -23,9 +26,10 @@
 #include "ring.h"
 #include "uring.h"
 
-#define NET_BATCH 64		/* packets between two looks at whether to stop */
+#define NET_BATCH 64		/* packets that are sent in one turn */
+#define NET_TURN (512 << 10)	/* bytes from which on a turn takes no more of them */
 #define NET_TOGETHER 8		/* packets from which on io_uring is cheaper than writev */
-#define NET_PUBLISH 16		/* packets that a driver waits for at most */
+#define NET_RECEIVE 16		/* packets that are received in one turn */
 #define NET_SMALL 2048		/* bytes: what a packet without segmentation offload may have */
 #define NET_FRAME_MAX 65600	/* header, Ethernet, 64 KiB, and some more */
 #define NET_STOCK_PIECES 256	/* pieces in stock beyond which no further chain is taken */
@@ -65,7 +69,7 @@ static inline void net_limits_take(struct limits *limits, uint64_t bytes)
 	bucket_take(&limits->bytes, now, bytes);
 }
 
-/* ---- a queue */
+/* ---- a queue, and the pair that it is of */
 
 struct net_counters {
 	uint64_t packets;
@@ -73,8 +77,8 @@ struct net_counters {
 	uint64_t drops;
 	uint64_t kicks;		/* that woke us */
 	uint64_t calls;
-	uint64_t syscalls;	/* reads and writes of the tap, waits */
-	uint64_t sleeps;
+	uint64_t syscalls;	/* reads and writes of the tap, and sleeps */
+	uint64_t sleeps;	/* that something for this queue ended */
 };
 
 struct net_stock {
@@ -86,24 +90,22 @@ struct net_stock {
 struct net_queue {
 	struct vring ring;
 	struct limits *limits;
+	struct net_pair *pair;
 	struct net_counters counters;
-	int tap, kick, call, err;
-	int stop;		/* eventfd: end the thread */
+	int kick, call, err;
 	int broken;		/* eventfd of the device: told of a ring that broke; or -1 */
-	int wait_kick;		/* epoll: kick and stop */
-	int wait_all;		/* epoll: these and the tap */
 	bool transmit;
 	bool mergeable;
 	bool discard;		/* transmit: a queue that is not enabled loses its packets */
 	uint8_t header;
-	bool running;
-	bool stopping;
-	uint32_t spin;		/* ns */
-	pthread_t thread;
-	struct uring uring;	/* transmit: the thread's own; fd -1: none */
+	bool served;		/* by the pair's thread */
+	bool fault_told;
 
 	/* Receive: chains taken and not yet used, in order, and their pieces. */
 	bool large;		/* the last packet was */
+	uint64_t held;		/* bytes of a packet that is read and has no room yet; 0: none */
+	uint64_t held_direct;	/* how much of it can have gone into pieces, ... */
+	uint32_t held_used;	/* ... and into how many */
 	uint32_t chain_first, chain_count;
 	uint32_t piece_first, piece_count;
 	uint64_t capacity;	/* bytes in these pieces */
@@ -112,9 +114,22 @@ struct net_queue {
 	uint8_t spill[NET_FRAME_MAX];
 };
 
-static inline bool net_stopping(const struct net_queue *queue)
+struct net_pair {
+	struct net_queue *receive, *transmit;	/* those that are served, or NULL */
+	int tap;
+	int stop;		/* eventfd: end the thread */
+	int kicks;		/* epoll: kicks and stop */
+	int all;		/* epoll: these and the tap */
+	bool running;
+	bool stopping;
+	uint32_t spin;		/* ns */
+	pthread_t thread;
+	struct uring uring;	/* to send by; the thread's own; fd -1: none */
+};
+
+static inline bool net_stopping(const struct net_pair *pair)
 {
-	return __atomic_load_n(&queue->stopping, __ATOMIC_ACQUIRE);
+	return __atomic_load_n(&pair->stopping, __ATOMIC_ACQUIRE);
 }
 
 static inline void net_count(uint64_t *counter, uint64_t more)
@@ -134,6 +149,8 @@ static inline void net_signal(int fd)
 /* Show the driver what is done, and signal it if it waits for that. */
 static inline void net_publish(struct net_queue *queue)
 {
+	if (!queue)
+		return;
 	vring_publish(&queue->ring);
 	if (vring_should_notify(&queue->ring)) {
 		net_count(&queue->counters.calls, 1);
@@ -143,63 +160,67 @@ static inline void net_publish(struct net_queue *queue)
 
 /* ---- waiting */
 
-static inline void net_adapt(struct net_queue *queue, uint64_t slept)
+/* What an epoll tells. */
+enum net_event { NET_STOP, NET_KICK_RECEIVE, NET_KICK_TRANSMIT, NET_TAP };
+
+static inline void net_adapt(struct net_pair *pair, uint64_t slept)
 {
 	if (slept < NET_SPIN_MAX) {
-		queue->spin = queue->spin ? queue->spin * 2 : NET_SPIN_MIN;
-		if (queue->spin > NET_SPIN_MAX)
-			queue->spin = NET_SPIN_MAX;
+		pair->spin = pair->spin ? pair->spin * 2 : NET_SPIN_MIN;
+		if (pair->spin > NET_SPIN_MAX)
+			pair->spin = NET_SPIN_MAX;
 	} else {
-		queue->spin /= 2;
-		if (queue->spin < NET_SPIN_MIN)
-			queue->spin = 0;
+		pair->spin /= 2;
+		if (pair->spin < NET_SPIN_MIN)
+			pair->spin = 0;
 	}
 }
 
-static inline void net_sleep(struct net_queue *queue, int epoll)
+/* Tell whether to look again at once: for a short while after the last work that came. */
+static inline bool net_look_on(struct net_pair *pair, uint64_t *since)
 {
-	struct epoll_event events[3];
+	uint64_t now;
+
+	if (!pair->spin)
+		return false;
+	now = now_ns();
+	if (!*since)
+		*since = now;
+	if (now - *since >= pair->spin)
+		return false;
+	__builtin_ia32_pause();
+	return true;
+}
+
+/* Sleep until something comes, or for some ns where that is not 0. */
+static inline void net_sleep(struct net_pair *pair, int epoll, uint64_t ns)
+{
+	struct timespec time = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
+	struct net_queue *receive = pair->receive, *transmit = pair->transmit, *woken = NULL;
+	struct epoll_event events[4];
 	uint64_t before = now_ns();
 	int count, i;
 
-	net_count(&queue->counters.sleeps, 1);
-	net_count(&queue->counters.syscalls, 1);
-	count = epoll_wait(epoll, events, 3, -1);
-	for (i = 0; i < count; i++)
-		if (events[i].data.fd == queue->kick)
-			net_count(&queue->counters.kicks, 1);
-	net_adapt(queue, now_ns() - before);
-}
+	count = epoll_pwait2(epoll, events, 4, ns ? &time : NULL, NULL);
+	for (i = 0; i < count; i++) {
+		uint32_t what = events[i].data.u32;
 
-/* Wait for the driver to make something available; it may come at once. */
-static inline void net_wait_for_driver(struct net_queue *queue)
-{
-	if (queue->spin) {
-		uint64_t end = now_ns() + queue->spin;
-
-		do {
-			int i;
-
-			for (i = 0; i < 50; i++) {
-				if (vring_look(&queue->ring) || queue->ring.fault)
-					return;
-				__builtin_ia32_pause();
-			}
-		} while (now_ns() < end && !net_stopping(queue));
+		if (what == NET_KICK_TRANSMIT && transmit) {
+			net_count(&transmit->counters.kicks, 1);
+			woken = transmit;
+		} else if (what == NET_KICK_RECEIVE && receive) {
+			net_count(&receive->counters.kicks, 1);
+			woken = receive;
+		} else if (what == NET_TAP && receive) {
+			woken = receive;
+		}
 	}
-	if (!vring_enable_kicks(&queue->ring) && !net_stopping(queue))
-		net_sleep(queue, queue->wait_kick);
-	vring_disable_kicks(&queue->ring);
-}
-
-/* Wait until a time has passed, or for an end. */
-static inline void net_wait_for_time(struct net_queue *queue, uint64_t ns)
-{
-	struct pollfd end = { .fd = queue->stop, .events = POLLIN };
-	struct timespec time = { .tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000 };
-
-	net_count(&queue->counters.syscalls, 1);
-	ppoll(&end, 1, &time, NULL);
+	if (woken) {
+		net_count(&woken->counters.sleeps, 1);
+		net_count(&woken->counters.syscalls, 1);
+	}
+	if (!ns)
+		net_adapt(pair, now_ns() - before);
 }
 
 /* ---- transmit */
@@ -208,8 +229,8 @@ static inline void net_wait_for_time(struct net_queue *queue, uint64_t ns)
 static inline void net_wait_for_room(struct net_queue *queue)
 {
 	struct pollfd either[2] = {
-		{ .fd = queue->stop, .events = POLLIN },
-		{ .fd = queue->tap, .events = POLLOUT },
+		{ .fd = queue->pair->stop, .events = POLLIN },
+		{ .fd = queue->pair->tap, .events = POLLOUT },
 	};
 
 	net_count(&queue->counters.syscalls, 1);
@@ -241,10 +262,10 @@ static inline int64_t net_write(struct net_queue *queue, const struct iovec *pie
 		ssize_t sent;
 
 		net_count(&queue->counters.syscalls, 1);
-		sent = writev(queue->tap, pieces, count);
+		sent = writev(queue->pair->tap, pieces, count);
 		if (usually(sent >= 0))
 			return sent;
-		if (errno != EAGAIN || net_stopping(queue))
+		if (errno != EAGAIN || net_stopping(queue->pair))
 			return -errno;
 		net_publish(queue);
 		net_wait_for_room(queue);
@@ -256,10 +277,11 @@ static inline uint32_t net_collect(struct net_queue *queue, struct net_sending *
 				   uint64_t *wait)
 {
 	struct ring_chain chain = { .pieces = queue->pieces };
+	uint64_t bytes = 0;
 	uint32_t count = 0;
 
 	*wait = 0;
-	while (count < NET_BATCH &&
+	while (count < NET_BATCH && bytes < NET_TURN &&
 	       chain.pieces + RING_MAX_PIECES <= queue->pieces + NET_PIECES) {
 		*wait = net_limits_wait(queue->limits);
 		if (*wait || vring_pop(&queue->ring, &chain) <= 0)
@@ -272,6 +294,7 @@ static inline uint32_t net_collect(struct net_queue *queue, struct net_sending *
 		if (!sending[count].lost)
 			net_limits_take(queue->limits, chain.out_bytes - queue->header);
 		chain.pieces += chain.out_count;
+		bytes += chain.out_bytes;
 		count++;
 	}
 	return count;
@@ -281,6 +304,7 @@ static inline uint32_t net_collect(struct net_queue *queue, struct net_sending *
 static inline void net_send_together(struct net_queue *queue, const struct net_sending *sending,
 				     uint32_t count)
 {
+	struct uring *uring = &queue->pair->uring;
 	struct iovec *pieces = queue->pieces;
 	struct io_uring_cqe done;
 	uint32_t i, submitted = 0;
@@ -292,7 +316,7 @@ static inline void net_send_together(struct net_queue *queue, const struct net_s
 			net_sent(queue, -EINVAL);
 			continue;
 		}
-		sqe = uring_next(&queue->uring);	/* it has room for a whole batch */
+		sqe = uring_next(uring);	/* it has room for a whole batch */
 		sqe->opcode = IORING_OP_WRITEV;
 		sqe->flags = IOSQE_FIXED_FILE;
 		sqe->addr = (uintptr_t)pieces;
@@ -301,8 +325,8 @@ static inline void net_send_together(struct net_queue *queue, const struct net_s
 	}
 	while (submitted) {
 		net_count(&queue->counters.syscalls, 1);
-		uring_enter(&queue->uring, submitted, -1);
-		while (uring_completion(&queue->uring, &done)) {
+		uring_enter(uring, submitted, -1);
+		while (uring_completion(uring, &done)) {
 			net_sent(queue, done.res);
 			submitted--;
 		}
@@ -315,7 +339,7 @@ static inline void net_send(struct net_queue *queue, const struct net_sending *s
 	struct iovec *pieces = queue->pieces;
 	uint32_t i;
 
-	if (count >= NET_TOGETHER && queue->uring.fd >= 0) {
+	if (count >= NET_TOGETHER && queue->pair->uring.fd >= 0) {
 		net_send_together(queue, sending, count);
 	} else {
 		for (i = 0; i < count; pieces += sending[i++].pieces)
@@ -327,28 +351,14 @@ static inline void net_send(struct net_queue *queue, const struct net_sending *s
 		vring_push(&queue->ring, sending[i].head, 0);
 }
 
-static inline void net_transmit(struct net_queue *queue)
+/* Send what there is for one turn: how many packets. */
+static inline uint32_t net_transmit(struct net_queue *queue, uint64_t *wait)
 {
 	struct net_sending sending[NET_BATCH];
+	uint32_t count = net_collect(queue, sending, wait);
 
-	/* Without io_uring, because it is switched off here, packets go one by one. */
-	if (uring_open(&queue->uring, NET_BATCH, 2 * NET_BATCH, &queue->tap, 1))
-		queue->uring.fd = -1;
-	vring_disable_kicks(&queue->ring);
-	while (!net_stopping(queue) && !queue->ring.fault) {
-		uint64_t wait;
-		uint32_t count = net_collect(queue, sending, &wait);
-
-		net_send(queue, sending, count);
-		if (count)
-			net_publish(queue);
-		if (wait)
-			net_wait_for_time(queue, wait);
-		else if (!count)
-			net_wait_for_driver(queue);
-	}
-	if (queue->uring.fd >= 0)
-		uring_close(&queue->uring);
+	net_send(queue, sending, count);
+	return count;
 }
 
 /* ---- receive */
@@ -403,11 +413,10 @@ static inline void net_use_oldest(struct net_queue *queue, uint32_t written)
 }
 
 /*
- * Read a packet: into pieces of the stock as far as it is likely to need them,
- * and what is longer into `spill`. Return its length or -1; `direct` is how much
- * of it can have gone into pieces, and `used` into how many.
+ * Read a packet, which is held then: into pieces of the stock as far as it is likely
+ * to need them, and what is longer into `spill`. False: there is none.
  */
-static inline ssize_t net_read(struct net_queue *queue, uint64_t *direct, uint32_t *used)
+static inline bool net_read(struct net_queue *queue)
 {
 	struct iovec *pieces = queue->pieces + queue->piece_first;
 	uint32_t most = queue->piece_count, count = 0;
@@ -427,34 +436,41 @@ static inline ssize_t net_read(struct net_queue *queue, uint64_t *direct, uint32
 	pieces[count].iov_base = queue->spill;
 	pieces[count].iov_len = sizeof(queue->spill);
 	net_count(&queue->counters.syscalls, 1);
-	length = readv(queue->tap, pieces, count + 1);
+	length = readv(queue->pair->tap, pieces, count + 1);
 	pieces[count] = kept;
-	*direct = room;
-	*used = count;
-	return length;
+	if (length <= queue->header)	/* or a tap that is down */
+		return false;
+	queue->held = length;
+	queue->held_direct = room;
+	queue->held_used = count;
+	return true;
 }
 
-/* Give a packet to the driver that has `length` bytes, all but the first `direct` in `spill`. */
-static inline void net_deliver(struct net_queue *queue, uint64_t length, uint64_t direct,
-			       uint32_t used)
+/* Lose the packet that is held. */
+static inline void net_drop(struct net_queue *queue)
+{
+	queue->held = 0;
+	net_count(&queue->counters.drops, 1);
+}
+
+/* Give the packet that is held to the driver; false: that has given too little room. */
+static inline bool net_deliver(struct net_queue *queue)
 {
 	const struct guest_memory *memory = queue->ring.memory;
-	uint64_t left = length, room = 0;
+	uint64_t length = queue->held, direct = queue->held_direct, left = length, room = 0;
+	uint32_t used = queue->held_used, i;
 	uint16_t buffers = 0;
-	uint32_t i;
 
 	if (!queue->mergeable && length > net_oldest(queue)->bytes) {
-		net_count(&queue->counters.drops, 1);
-		return;
+		net_drop(queue);
+		return true;
 	}
-	while (seldom(!net_stock_up(queue, length))) {
-		if (queue->ring.fault || queue->chain_count == NET_STOCK_CHAINS ||
-		    queue->piece_count >= NET_STOCK_PIECES || net_stopping(queue)) {
-			net_count(&queue->counters.drops, 1);
-			return;
-		}
-		net_publish(queue);
-		net_wait_for_driver(queue);
+	if (seldom(!net_stock_up(queue, length))) {
+		if (!queue->ring.fault && queue->chain_count < NET_STOCK_CHAINS &&
+		    queue->piece_count < NET_STOCK_PIECES)
+			return false;
+		net_drop(queue);
+		return true;
 	}
 	store_done_by_kernel(memory, queue->pieces + queue->piece_first, used,
 			     length < direct ? length : direct);
@@ -476,161 +492,232 @@ static inline void net_deliver(struct net_queue *queue, uint64_t length, uint64_
 		net_use_oldest(queue, here);
 		left -= here;
 	}
+	queue->held = 0;
 	queue->large = length > NET_SMALL;
 	net_count(&queue->counters.packets, 1);
 	net_count(&queue->counters.bytes, length - queue->header);
 	net_limits_take(queue->limits, length - queue->header);
-}
-
-/* Wait for a packet: look for it again and again for a short while, then sleep. */
-static inline bool net_wait_for_packet(struct net_queue *queue, uint64_t *since)
-{
-	if (queue->spin) {
-		uint64_t now = now_ns();
-
-		if (!*since)
-			*since = now;
-		if (now - *since < queue->spin) {
-			__builtin_ia32_pause();
-			return false;
-		}
-	}
-	net_sleep(queue, queue->wait_all);
-	*since = 0;
 	return true;
 }
 
-static inline void net_receive(struct net_queue *queue)
+/* Receive what there is for one turn: how many packets. */
+static inline uint32_t net_receive(struct net_queue *queue, uint64_t *wait)
 {
-	uint64_t since = 0;
-	int unpublished = 0;
+	uint32_t count;
 
-	vring_disable_kicks(&queue->ring);
-	while (!net_stopping(queue)) {
-		uint64_t direct, wait;
-		uint32_t used;
-		ssize_t length;
-
-		wait = net_limits_wait(queue->limits);
-		if (!net_stock_up(queue, queue->large ? NET_FRAME_MAX : NET_SMALL) &&
-		    queue->ring.fault)
-			return;
-		if (seldom(wait || !queue->chain_count)) {
-			net_publish(queue);
-			unpublished = 0;
-			if (wait)
-				net_wait_for_time(queue, wait);
-			else
-				net_wait_for_driver(queue);
-			continue;
+	for (count = 0; count < NET_RECEIVE; count++) {
+		*wait = net_limits_wait(queue->limits);
+		if (seldom(*wait))
+			break;
+		if (usually(!queue->held)) {
+			net_stock_up(queue, queue->large ? NET_FRAME_MAX : NET_SMALL);
+			if (queue->ring.fault || !queue->chain_count || !net_read(queue))
+				break;
 		}
-		length = net_read(queue, &direct, &used);
-		if (usually(length > queue->header)) {
-			since = 0;
-			net_deliver(queue, length, direct, used);
-			if (++unpublished < NET_PUBLISH)
-				continue;
-		}
-		if (unpublished)
-			net_publish(queue);
-		unpublished = 0;
-		if (length <= queue->header)	/* none there, or a tap that is down */
-			net_wait_for_packet(queue, &since);
+		if (!net_deliver(queue))
+			break;
 	}
+	return count;
 }
 
 /* ---- the thread */
 
+/* Whom a broken ring is told, once. */
+static inline void net_tell_fault(struct net_queue *queue)
+{
+	if (usually(!queue || !queue->ring.fault || queue->fault_told))
+		return;
+	queue->fault_told = true;
+	if (queue->err >= 0)
+		net_signal(queue->err);
+	if (queue->broken >= 0)
+		net_signal(queue->broken);
+}
+
+/* Wait with nothing to do; `transmit_wait` and `receive_wait`, in ns, is what limits say. */
+static inline void net_wait(struct net_pair *pair, struct net_queue *transmit,
+			    struct net_queue *receive, uint64_t transmit_wait,
+			    uint64_t receive_wait)
+{
+	/* A queue with no room for packets waits for its driver. */
+	bool ready = receive && !receive_wait && receive->chain_count && !receive->held;
+	uint64_t wait = transmit_wait;
+	bool more = false;
+
+	if (receive_wait && (!wait || receive_wait < wait))
+		wait = receive_wait;
+	if (transmit && !transmit_wait)
+		more |= vring_enable_kicks(&transmit->ring);
+	if (receive && !receive_wait && !ready)
+		more |= vring_enable_kicks(&receive->ring);
+	if (!more && !net_stopping(pair))
+		net_sleep(pair, ready ? pair->all : pair->kicks, wait);
+	if (transmit)
+		vring_disable_kicks(&transmit->ring);
+	if (receive)
+		vring_disable_kicks(&receive->ring);
+}
+
+static inline void net_serve(struct net_pair *pair)
+{
+	uint64_t since = 0;
+
+	if (pair->transmit)
+		vring_disable_kicks(&pair->transmit->ring);
+	if (pair->receive)
+		vring_disable_kicks(&pair->receive->ring);
+	while (!net_stopping(pair)) {
+		struct net_queue *transmit = pair->transmit, *receive = pair->receive;
+		uint64_t transmit_wait = 0, receive_wait = 0;
+		uint32_t done = 0;
+
+		if (transmit && transmit->ring.fault)
+			transmit = NULL;
+		if (receive && receive->ring.fault)
+			receive = NULL;
+		if (transmit)
+			done += net_transmit(transmit, &transmit_wait);
+		if (receive)
+			done += net_receive(receive, &receive_wait);
+		if (done) {
+			net_publish(transmit);
+			net_publish(receive);
+			since = 0;
+		}
+		net_tell_fault(transmit);
+		net_tell_fault(receive);
+		if (done || (!transmit_wait && !receive_wait && net_look_on(pair, &since)))
+			continue;
+		net_wait(pair, transmit, receive, transmit_wait, receive_wait);
+		since = 0;
+	}
+}
+
 static void *net_thread(void *argument)
 {
-	struct net_queue *queue = argument;
+	struct net_pair *pair = argument;
 	sigset_t all;
 
 	sigfillset(&all);
 	pthread_sigmask(SIG_BLOCK, &all, NULL);
-	if (queue->transmit)
-		net_transmit(queue);
-	else
-		net_receive(queue);
-	net_publish(queue);
-	if (queue->ring.fault) {
-		if (queue->err >= 0)
-			net_signal(queue->err);
-		if (queue->broken >= 0)
-			net_signal(queue->broken);
-	}
+	/* Without io_uring, because it is switched off here, packets go one by one. */
+	if (!pair->transmit || uring_open(&pair->uring, NET_BATCH, 2 * NET_BATCH, &pair->tap, 1))
+		pair->uring.fd = -1;
+	net_serve(pair);
+	if (pair->uring.fd >= 0)
+		uring_close(&pair->uring);
 	return NULL;
 }
 
-static inline int net_watch(int epoll, int fd, uint32_t events)
+static inline int net_watch(int epoll, int fd, uint32_t events, enum net_event what)
 {
-	struct epoll_event event = { .events = events, .data.fd = fd };
+	struct epoll_event event = { .events = events, .data.u32 = what };
 
 	return fd < 0 ? 0 : epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event);
 }
 
-static inline void net_close(struct net_queue *queue)
+static inline void net_close(struct net_pair *pair)
 {
-	if (queue->stop >= 0)
-		close(queue->stop);
-	if (queue->wait_kick >= 0)
-		close(queue->wait_kick);
-	if (queue->wait_all >= 0)
-		close(queue->wait_all);
-	queue->stop = queue->wait_kick = queue->wait_all = -1;
+	if (pair->stop >= 0)
+		close(pair->stop);
+	if (pair->kicks >= 0)
+		close(pair->kicks);
+	if (pair->all >= 0)
+		close(pair->all);
+	pair->stop = pair->kicks = pair->all = -1;
 }
 
 /* Make what the thread waits with; 0 or -errno. The edge is what wakes: nobody reads a kick. */
-static inline int net_open(struct net_queue *queue)
+static inline int net_open(struct net_pair *pair)
 {
-	queue->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	queue->wait_kick = epoll_create1(EPOLL_CLOEXEC);
-	queue->wait_all = epoll_create1(EPOLL_CLOEXEC);
-	if (queue->stop < 0 || queue->wait_kick < 0 || queue->wait_all < 0 ||
-	    net_watch(queue->wait_kick, queue->stop, EPOLLIN) ||
-	    net_watch(queue->wait_all, queue->stop, EPOLLIN) ||
-	    net_watch(queue->wait_kick, queue->kick, EPOLLIN | EPOLLET) ||
-	    net_watch(queue->wait_all, queue->tap, EPOLLIN | EPOLLET)) {
+	pair->stop = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	pair->kicks = epoll_create1(EPOLL_CLOEXEC);
+	pair->all = epoll_create1(EPOLL_CLOEXEC);
+	if (pair->stop < 0 || pair->kicks < 0 || pair->all < 0 ||
+	    net_watch(pair->kicks, pair->stop, EPOLLIN, NET_STOP) ||
+	    net_watch(pair->all, pair->stop, EPOLLIN, NET_STOP) ||
+	    net_watch(pair->all, pair->tap, EPOLLIN | EPOLLET, NET_TAP)) {
 		int error = errno;
 
-		net_close(queue);
+		net_close(pair);
 		return -error;
 	}
 	return 0;
 }
 
-static inline int net_start(struct net_queue *queue)
+/* End the thread: both queues stand still. */
+static inline void net_halt(struct net_pair *pair)
+{
+	if (!pair->running)
+		return;
+	__atomic_store_n(&pair->stopping, true, __ATOMIC_RELEASE);
+	net_signal(pair->stop);
+	pthread_join(pair->thread, NULL);
+	pair->running = false;
+}
+
+static inline int net_run(struct net_pair *pair)
 {
 	pthread_attr_t attributes;
 	uint64_t drained;
 	int error;
 
-	if (queue->running)
-		return 0;
-	while (read(queue->stop, &drained, sizeof(drained)) > 0)
+	while (read(pair->stop, &drained, sizeof(drained)) > 0)
 		;
-	__atomic_store_n(&queue->stopping, false, __ATOMIC_RELEASE);
+	__atomic_store_n(&pair->stopping, false, __ATOMIC_RELEASE);
 	pthread_attr_init(&attributes);
 	pthread_attr_setstacksize(&attributes, NET_STACK);
-	error = pthread_create(&queue->thread, &attributes, net_thread, queue);
+	error = pthread_create(&pair->thread, &attributes, net_thread, pair);
 	pthread_attr_destroy(&attributes);
-	queue->running = !error;
+	pair->running = !error;
 	return -error;
 }
 
-/* End the thread, and give back what it had in stock. */
-static inline void net_stop(struct net_queue *queue)
+static inline struct net_queue **net_place(struct net_queue *queue)
 {
-	if (!queue->running)
-		return;
-	__atomic_store_n(&queue->stopping, true, __ATOMIC_RELEASE);
-	net_signal(queue->stop);
-	pthread_join(queue->thread, NULL);
-	queue->running = false;
+	return queue->transmit ? &queue->pair->transmit : &queue->pair->receive;
+}
+
+/* Have the pair's thread serve a queue, from where it was stopped; 0 or -errno. */
+static inline int net_start(struct net_queue *queue)
+{
+	enum net_event what = queue->transmit ? NET_KICK_TRANSMIT : NET_KICK_RECEIVE;
+	struct net_pair *pair = queue->pair;
+
+	if (queue->served)
+		return 0;
+	if (*net_place(queue))
+		return -EBUSY;
+	net_halt(pair);
+	if (net_watch(pair->kicks, queue->kick, EPOLLIN | EPOLLET, what) ||
+	    net_watch(pair->all, queue->kick, EPOLLIN | EPOLLET, what))
+		return -errno;
+	*net_place(queue) = queue;
+	queue->served = true;
+	return net_run(pair);
+}
+
+/* Have it served no more, and give back what it had in stock; 0 or -errno of its neighbour. */
+static inline int net_stop(struct net_queue *queue)
+{
+	struct net_pair *pair = queue->pair;
+
+	if (!queue->served)
+		return 0;
+	net_halt(pair);
+	*net_place(queue) = NULL;
+	queue->served = false;
+	if (queue->kick >= 0) {
+		epoll_ctl(pair->kicks, EPOLL_CTL_DEL, queue->kick, NULL);
+		epoll_ctl(pair->all, EPOLL_CTL_DEL, queue->kick, NULL);
+	}
+	if (queue->held)
+		net_drop(queue);
 	queue->ring.next_avail -= queue->chain_count;
 	queue->chain_count = queue->piece_count = 0;
 	queue->chain_first = queue->piece_first = 0;
 	queue->capacity = 0;
+	return pair->receive || pair->transmit ? net_run(pair) : 0;
 }
 
 #endif

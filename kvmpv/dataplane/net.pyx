@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, binding=False, emit_code_comments=False
-"""Packets between virtqueues and a tap; what runs is C, in a thread of its own for each queue."""
+"""Packets between virtqueues and a tap; what runs is C, in a thread of its own for each pair."""
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
@@ -35,28 +35,30 @@ cdef extern from "net.h" nogil:
         uint64_t syscalls
         uint64_t sleeps
 
+    struct net_pair:
+        int tap
+        int stop
+        int kicks
+        int all
+
     struct net_queue:
         vring ring
         limits *limits
+        net_pair *pair
         net_counters counters
-        int tap
         int kick
         int call
         int err
-        int stop
         int broken
-        int wait_kick
-        int wait_all
         bint transmit
         bint mergeable
         bint discard
         uint8_t header
-        bint running
 
-    int net_open(net_queue *queue)
-    void net_close(net_queue *queue)
+    int net_open(net_pair *pair)
+    void net_close(net_pair *pair)
     int net_start(net_queue *queue)
-    void net_stop(net_queue *queue)
+    int net_stop(net_queue *queue)
 
 
 cdef class Plane:
@@ -99,26 +101,46 @@ cdef class Plane:
         bucket_set(&of.operations, pps, pps_burst or pps // 10 + 1)
 
 
+cdef class Pair:
+    """A tap, and the thread that carries between it and two queues; the tap stays the caller's.
+
+    Raise ``HostError`` without descriptors.
+    """
+
+    cdef net_pair pair
+    cdef Plane plane
+
+    def __cinit__(self, Plane plane, int tap):
+        memset(&self.pair, 0, sizeof(self.pair))
+        self.plane = plane
+        self.pair.tap = tap
+        error = net_open(&self.pair)
+        if error:
+            raise HostError(f"cannot serve a tap: {os.strerror(-error)}")
+
+    def __dealloc__(self):
+        net_close(&self.pair)  # its queues, which refer to it, are gone
+
+
 cdef class Queue:
-    """One queue between a driver and a tap; descriptors stay the caller's, and stay open.
+    """One queue between a driver and a pair's tap; descriptors stay the caller's, and stay open.
 
     ``transmit`` says which way; ``header`` is the length of the virtio-net header; ``broken`` an
     eventfd that is told when the driver has broken the ring, ``err`` the front end's for the same.
-    Raise ``BadInput`` for a ring that does not lie in memory, ``HostError`` without descriptors.
+    Raise ``BadInput`` for a ring that does not lie in memory.
     """
 
     cdef net_queue *queue
-    cdef Plane plane
+    cdef Pair pair
 
-    def __init__(self, Plane plane, int tap, bint transmit, uint32_t size, uintptr_t desc,
+    def __init__(self, Pair pair, bint transmit, uint32_t size, uintptr_t desc,
                  uintptr_t avail, uintptr_t used, uint64_t features=0, int base=-1, int kick=-1,
                  int call=-1, int err=-1, int broken=-1, int header=12, bint mergeable=True):
-        self.plane = plane
+        self.pair = pair
         self.queue = <net_queue *>calloc(1, sizeof(net_queue))
         if self.queue == NULL:
             raise MemoryError
-        self.queue.stop = self.queue.wait_kick = self.queue.wait_all = -1
-        self.queue.tap = tap
+        self.queue.pair = &pair.pair
         self.queue.transmit = transmit
         self.queue.mergeable = mergeable
         self.queue.header = header
@@ -126,44 +148,47 @@ cdef class Queue:
         self.queue.call = call
         self.queue.err = err
         self.queue.broken = broken
-        self.queue.limits = &plane.from_guest if transmit else &plane.to_guest
+        self.queue.limits = &pair.plane.from_guest if transmit else &pair.plane.to_guest
         if not self._place(size, desc, avail, used, features, base if base >= 0 else 0):
             raise BadInput("a ring of that size does not lie in guest memory there")
         if base < 0:  # it is used in order: what is used was taken, and nothing else was
             self._place(size, desc, avail, used, features, self.queue.ring.used_index)
-        error = net_open(self.queue)
-        if error:
-            raise HostError(f"cannot serve a queue: {os.strerror(-error)}")
 
     cdef bint _place(self, uint32_t size, uintptr_t desc, uintptr_t avail, uintptr_t used,
                      uint64_t features, uint16_t base):
-        return vring_init(&self.queue.ring, &self.plane.memory, size, <void *>desc,
+        return vring_init(&self.queue.ring, &self.pair.plane.memory, size, <void *>desc,
                           <void *>avail, <void *>used, features, base)
 
     def __dealloc__(self):
         if self.queue != NULL:
             with nogil:
                 net_stop(self.queue)
-            net_close(self.queue)
             free(self.queue)
 
     def start(self):
-        """Serve the queue, from where it was stopped; it is looked at once at first."""
-        error = net_start(self.queue)
-        if error:
-            raise HostError(f"cannot start a thread: {os.strerror(-error)}")
+        """Serve the queue, from where it was stopped; it is looked at once at first.
+
+        Raise ``HostError`` when its thread cannot be started, or another queue has its place.
+        """
+        cdef int error
+        with nogil:
+            error = net_start(self.queue)
+        self._check(error)
 
     def stop(self):
-        """Serve it no more; return the index of the next available entry."""
+        """Serve it no more; return the index of the next available entry.
+
+        Raise ``HostError`` when the thread cannot go on with the pair's other queue.
+        """
+        cdef int error
         with nogil:
-            net_stop(self.queue)
+            error = net_stop(self.queue)
+        self._check(error)
         return self.queue.ring.next_avail
 
-    def close(self):
-        """Stop it, and close what it waited with."""
-        with nogil:
-            net_stop(self.queue)
-        net_close(self.queue)
+    cdef _check(self, int error):
+        if error:
+            raise HostError(f"cannot serve a queue: {os.strerror(-error)}")
 
     @property
     def discard(self):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from kvmpv.dataplane.net import Plane, Queue
+from kvmpv.dataplane.net import Pair, Plane, Queue
 from kvmpv.dom0 import vhost
 from kvmpv.dom0.slot import ServedDevice
 from kvmpv.errors import BadInput
@@ -72,7 +72,8 @@ class NetDevice(ServedDevice):
         self._features = 0
         self._log = (0, 0)
         self._queues: dict[int, Carried] = {}
-        self._pairs: list[vhost.Pair] = []
+        self._kernel_pairs: list[vhost.Pair] = []
+        self._own_pairs: list[Pair] = []
         self._totals: dict[str, int] = {}
         self._memory: list[tuple[int, int, int]] = []
         self._taps = _taps(options)
@@ -97,9 +98,11 @@ class NetDevice(ServedDevice):
                 tap.set_queue(fd, attached=False)
         if self._in_kernel:
             self.protocol_features &= ~message.PF_LOG_SHMFD
-            self._pairs = [vhost.Pair(fd) for fd in self._taps]
+            self._kernel_pairs = [vhost.Pair(fd) for fd in self._taps]
             ours = RING_FEATURES | spec.mask(spec.NET_F_MRG_RXBUF)
-            self.features &= ~ours | self._pairs[0].features
+            self.features &= ~ours | self._kernel_pairs[0].features
+        else:
+            self._own_pairs = [Pair(self._plane, fd) for fd in self._taps]
 
     def attach(self, slot: Slot) -> None:
         """Take the place in the worker: it hears of rings that break."""
@@ -128,7 +131,7 @@ class NetDevice(ServedDevice):
         for feature, flag in OFFLOADS:
             flags |= flag if features >> feature & 1 else 0
         tap.set_offload(self._taps[0], flags if flags & tap.TUN_F_CSUM else 0)
-        for pair in self._pairs:
+        for pair in self._kernel_pairs:
             pair.set_features(features)
         self._use_log()
 
@@ -142,7 +145,7 @@ class NetDevice(ServedDevice):
         self._memory = [(region.gpa, region.size, region.address) for region in regions]
         self._plane.set_memory(self._memory)
         self._use_log()
-        for pair in self._pairs:
+        for pair in self._kernel_pairs:
             if self._memory:
                 pair.set_memory(self._memory)
 
@@ -166,7 +169,7 @@ class NetDevice(ServedDevice):
         base = -1 if vring.inflight else vring.base
         queue: Carried
         if self._in_kernel:
-            queue = KernelQueue(self._pairs[index // 2], index % 2, vring, base)
+            queue = KernelQueue(self._kernel_pairs[index // 2], index % 2, vring, base)
         else:
             queue = OwnQueue(self._make_queue(index, vring, base), bool(index % 2))
         self._queues[index] = queue
@@ -175,8 +178,7 @@ class NetDevice(ServedDevice):
 
     def _make_queue(self, index: int, vring: Vring, base: int) -> Queue:
         return Queue(
-            self._plane,
-            self._taps[index // 2],
+            self._own_pairs[index // 2],
             bool(index % 2),
             vring.num,
             vring.desc,
@@ -216,9 +218,10 @@ class NetDevice(ServedDevice):
         """End it; a tap that was handed over stays open for the next."""
         for index in list(self._queues):
             self.stop_queue(index)
-        for pair in self._pairs:
+        for pair in self._kernel_pairs:
             pair.close()
-        self._pairs.clear()
+        self._kernel_pairs.clear()
+        self._own_pairs.clear()
         for fd in self._taps:
             os.close(fd)
         self._taps.clear()
@@ -264,7 +267,7 @@ class NetDevice(ServedDevice):
 
 
 class OwnQueue:
-    """A queue with a thread of ours."""
+    """A queue that a thread of ours serves."""
 
     def __init__(self, queue: Queue, transmit: bool) -> None:
         self._queue = queue
@@ -292,9 +295,7 @@ class OwnQueue:
 
     def stop(self) -> int:
         """End it; return the index of the next available entry."""
-        base = self._queue.stop()
-        self._queue.close()
-        return base
+        return self._queue.stop()
 
     @property
     def fault(self) -> str:

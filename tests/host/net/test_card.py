@@ -118,6 +118,32 @@ def test_frame_waits_for_buffers(plug: Plug, namespace: Namespace) -> None:
     assert card.receive()[1] == sent
 
 
+def test_sending_does_not_wait_for_buffers(plug: Plug, namespace: Namespace) -> None:
+    card, _, name = plug(size=100, buffers=4)
+    outside = namespace.packets(name)
+    held, sent = frame(os.urandom(1000)), frame(os.urandom(100))
+    outside.send(held)
+    assert not select.select([card.rings[0].call], [], [], 0.05)[0]
+    card.send(sent)
+    assert outside.recv(2000) == sent
+    for _ in range(20):
+        card.post(card.rings[0], card.memory.take(100), 100)
+    assert card.receive()[1] == held
+
+
+def test_both_queues_of_a_pair_have_one_thread(plug: Plug, namespace: Namespace) -> None:
+    before = set(os.listdir("/proc/self/task"))
+    card, _, name = plug()
+    outside = namespace.packets(name)
+    sent = frame(bytes(46))
+    card.send(sent)
+    assert outside.recv(2000) == sent
+    outside.send(sent)
+    assert card.receive()[1] == sent
+    serving = set(os.listdir("/proc/self/task")) - before
+    assert len(serving) == 2, "the pair's thread, and the test's own for the session"
+
+
 def test_frame_too_long_for_its_buffer_is_dropped(plug: Plug, namespace: Namespace) -> None:
     card, served, name = plug(features=FEATURES, size=200)
     outside = namespace.packets(name)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmpv.dataplane.net import Plane, Queue
-from kvmpv.errors import BadInput
+from kvmpv.dataplane.net import Pair, Plane, Queue
+from kvmpv.errors import BadInput, HostError
 from kvmpv.kvm._ioctl import address
 from kvmpv.memory import create_memfd, map_regions
 from tests.host.net.card import make_tap
@@ -54,14 +54,14 @@ class Rig:
         self.base = address(self.view)
         self.plane = Plane()
         self.plane.set_memory([(0, MEMORY, self.base)])
+        self.pair = Pair(self.plane, self.fds[0])
         self.events = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(3)]
 
     def queue(self, transmit: bool) -> Queue:
         kick, call, broken = self.events
         parts = (self.base + DESC, self.base + AVAIL, self.base + USED)
         return Queue(
-            self.plane,
-            self.fds[0],
+            self.pair,
             transmit,
             SIZE,
             *parts,
@@ -85,6 +85,17 @@ def rig() -> Iterator[Rig]:
     made = Rig()
     yield made
     made.close()
+
+
+def test_place_in_a_pair_is_for_one_queue(rig: Rig) -> None:
+    rig.view[:RINGS] = bytes(RINGS)
+    first, second = rig.queue(True), rig.queue(True)
+    first.start()
+    with pytest.raises(HostError, match="busy"):
+        second.start()
+    first.stop()
+    second.start()
+    second.stop()
 
 
 @given(transmit=st.booleans(), descriptors=DESCRIPTORS, heads=HEADS, jump=JUMP)
@@ -114,7 +125,6 @@ def test_junk_breaks_that_ring_or_passes(
     used = struct.unpack_from("<H", rig.view, USED + 2)[0]
     if not queue.fault and jump is None:
         assert base - used & 0xFFFF <= len(heads)
-    queue.close()
     assert bytes(rig.view[MEMORY : MEMORY + 4096]) == canary
     for fd in rig.events:
         try:
@@ -135,9 +145,8 @@ def test_ring_that_does_not_lie_in_memory_is_refused(
     aligned = not (desc % 16 or avail % 2 or used % 4)
     good = fits and aligned and 0 < size <= 32768 and size & (size - 1) == 0
     try:
-        queue = Queue(rig.plane, rig.fds[0], True, size, at[0], at[1], at[2])
+        Queue(rig.pair, True, size, at[0], at[1], at[2])
     except BadInput:
         assert not good
         return
-    queue.close()
     assert good
