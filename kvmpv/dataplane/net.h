@@ -522,16 +522,22 @@ static inline uint32_t net_receive(struct net_queue *queue, uint64_t *wait)
 
 /* ---- the thread */
 
-/* Whom a broken ring is told, once. */
+/* Tell front end and device that a queue cannot go on. */
+static inline void net_tell_broken(struct net_queue *queue)
+{
+	if (queue->err >= 0)
+		net_signal(queue->err);
+	if (queue->broken >= 0)
+		net_signal(queue->broken);
+}
+
+/* Tell of a ring that its driver has broken, once. */
 static inline void net_tell_fault(struct net_queue *queue)
 {
 	if (usually(!queue || !queue->ring.fault || queue->fault_told))
 		return;
 	queue->fault_told = true;
-	if (queue->err >= 0)
-		net_signal(queue->err);
-	if (queue->broken >= 0)
-		net_signal(queue->broken);
+	net_tell_broken(queue);
 }
 
 /* Wait with nothing to do; `transmit_wait` and `receive_wait`, in ns, is what limits say. */
@@ -584,8 +590,8 @@ static inline void net_serve(struct net_pair *pair)
 			net_publish(receive);
 			since = 0;
 		}
-		net_tell_fault(transmit);
-		net_tell_fault(receive);
+		net_tell_fault(pair->transmit);	/* it may have come while we waited, too */
+		net_tell_fault(pair->receive);
 		if (done || (!transmit_wait && !receive_wait && net_look_on(pair, &since)))
 			continue;
 		net_wait(pair, transmit, receive, transmit_wait, receive_wait);
@@ -678,46 +684,66 @@ static inline struct net_queue **net_place(struct net_queue *queue)
 	return queue->transmit ? &queue->pair->transmit : &queue->pair->receive;
 }
 
+/* Take a queue out of its pair, whose thread is ended. */
+static inline void net_leave(struct net_queue *queue)
+{
+	*net_place(queue) = NULL;
+	queue->served = false;
+	if (queue->kick >= 0) {
+		epoll_ctl(queue->pair->kicks, EPOLL_CTL_DEL, queue->kick, NULL);
+		epoll_ctl(queue->pair->all, EPOLL_CTL_DEL, queue->kick, NULL);
+	}
+}
+
+/* Have the thread go on with the queue that is left, if there is one. */
+static inline void net_go_on(struct net_pair *pair)
+{
+	struct net_queue *left = pair->receive ? pair->receive : pair->transmit;
+
+	if (left && net_run(pair))
+		net_tell_broken(left);
+}
+
 /* Have the pair's thread serve a queue, from where it was stopped; 0 or -errno. */
 static inline int net_start(struct net_queue *queue)
 {
 	enum net_event what = queue->transmit ? NET_KICK_TRANSMIT : NET_KICK_RECEIVE;
 	struct net_pair *pair = queue->pair;
+	int error;
 
 	if (queue->served)
 		return 0;
 	if (*net_place(queue))
 		return -EBUSY;
 	net_halt(pair);
-	if (net_watch(pair->kicks, queue->kick, EPOLLIN | EPOLLET, what) ||
-	    net_watch(pair->all, queue->kick, EPOLLIN | EPOLLET, what))
-		return -errno;
 	*net_place(queue) = queue;
 	queue->served = true;
-	return net_run(pair);
+	if (net_watch(pair->kicks, queue->kick, EPOLLIN | EPOLLET, what) ||
+	    net_watch(pair->all, queue->kick, EPOLLIN | EPOLLET, what))
+		error = -errno;
+	else
+		error = net_run(pair);
+	if (error) {
+		net_leave(queue);
+		net_go_on(pair);
+	}
+	return error;
 }
 
-/* Have it served no more, and give back what it had in stock; 0 or -errno of its neighbour. */
-static inline int net_stop(struct net_queue *queue)
+/* Have it served no more, and give back what it had in stock. */
+static inline void net_stop(struct net_queue *queue)
 {
-	struct net_pair *pair = queue->pair;
-
 	if (!queue->served)
-		return 0;
-	net_halt(pair);
-	*net_place(queue) = NULL;
-	queue->served = false;
-	if (queue->kick >= 0) {
-		epoll_ctl(pair->kicks, EPOLL_CTL_DEL, queue->kick, NULL);
-		epoll_ctl(pair->all, EPOLL_CTL_DEL, queue->kick, NULL);
-	}
+		return;
+	net_halt(queue->pair);
+	net_leave(queue);
 	if (queue->held)
 		net_drop(queue);
 	queue->ring.next_avail -= queue->chain_count;
 	queue->chain_count = queue->piece_count = 0;
 	queue->chain_first = queue->piece_first = 0;
 	queue->capacity = 0;
-	return pair->receive || pair->transmit ? net_run(pair) : 0;
+	net_go_on(queue->pair);
 }
 
 #endif

@@ -58,7 +58,7 @@ cdef extern from "net.h" nogil:
     int net_open(net_pair *pair)
     void net_close(net_pair *pair)
     int net_start(net_queue *queue)
-    int net_stop(net_queue *queue)
+    void net_stop(net_queue *queue)
 
 
 cdef class Plane:
@@ -110,8 +110,11 @@ cdef class Pair:
     cdef net_pair pair
     cdef Plane plane
 
-    def __cinit__(self, Plane plane, int tap):
+    def __cinit__(self):
         memset(&self.pair, 0, sizeof(self.pair))
+        self.pair.stop = self.pair.kicks = self.pair.all = -1
+
+    def __init__(self, Plane plane, int tap):
         self.plane = plane
         self.pair.tap = tap
         error = net_open(&self.pair)
@@ -173,22 +176,17 @@ cdef class Queue:
         cdef int error
         with nogil:
             error = net_start(self.queue)
-        self._check(error)
+        if error:
+            raise HostError(f"cannot serve a queue: {os.strerror(-error)}")
 
     def stop(self):
         """Serve it no more; return the index of the next available entry.
 
-        Raise ``HostError`` when the thread cannot go on with the pair's other queue.
+        The pair's other queue counts as broken if no thread can be started to go on with it.
         """
-        cdef int error
         with nogil:
-            error = net_stop(self.queue)
-        self._check(error)
+            net_stop(self.queue)
         return self.queue.ring.next_avail
-
-    cdef _check(self, int error):
-        if error:
-            raise HostError(f"cannot serve a queue: {os.strerror(-error)}")
 
     @property
     def discard(self):

@@ -236,9 +236,11 @@ class NetDevice(ServedDevice):
     def _ring_broke(self) -> None:
         """Stop the whole device: its driver has gone wrong, or worse."""
         os.eventfd_read(self._broken)
-        for index, queue in self._queues.items():
-            if queue.fault:
-                self.slot.log(f"queue {index} is broken by its driver: {queue.fault}")
+        faults = {index: queue.fault for index, queue in self._queues.items() if queue.fault}
+        for index, fault in faults.items():
+            self.slot.log(f"queue {index} is broken by its driver: {fault}")
+        if not faults:
+            self.slot.log("a queue has stopped: no thread can be started for it")
         for queue in self._queues.values():
             queue.pause()
 

@@ -98,6 +98,22 @@ def test_place_in_a_pair_is_for_one_queue(rig: Rig) -> None:
     second.stop()
 
 
+def test_queue_that_cannot_be_started_leaves_its_neighbour_served(rig: Rig) -> None:
+    rig.view[:RINGS] = bytes(RINGS)
+    first, second = rig.queue(True), rig.queue(False)
+    first.start()
+    with pytest.raises(HostError, match="exists"):  # for they have one kick
+        second.start()
+    DESCRIPTOR.pack_into(rig.view, DESC, RINGS, 100, 0, 0)
+    struct.pack_into("<H", rig.view, AVAIL + 2, 1)
+    os.eventfd_write(rig.events[0], 1)
+    assert select.select([rig.events[1]], [], [], 5)[0]
+    os.eventfd_read(rig.events[1])
+    assert first.stop() == 1
+    second.start()
+    second.stop()
+
+
 @given(transmit=st.booleans(), descriptors=DESCRIPTORS, heads=HEADS, jump=JUMP)
 def test_junk_breaks_that_ring_or_passes(
     rig: Rig,

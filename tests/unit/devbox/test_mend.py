@@ -1,4 +1,4 @@
-"""The emulator's executable is changed in one place, or not at all."""
+"""The emulator's executable is changed in two places, or not at all."""
 
 from __future__ import annotations
 
