@@ -443,7 +443,7 @@ class Backends:
         return found
 
     def describe(self) -> list[dict[str, str]]:
-        """Return number, kind, option, backend and its process of each device."""
+        """Return number, kind, option, backend and its process, if one runs, of each device."""
         return self._ask(self._describe)
 
     def _describe(self) -> list[dict[str, str]]:
@@ -455,9 +455,10 @@ class Backends:
                 "kind": slot.device.kind,
                 "option": slot.device.label,
                 "backend": backend.what,
-                "pid": str(backend.pid),
                 "restarts": str(backend.restarts),
             }
+            if backend.pid:  # not while it is being replaced
+                facts["pid"] = str(backend.pid)
             if slot.image is not None:
                 facts |= {"path": slot.image.path, "format": slot.image.format}
                 facts["size"] = str(slot.image.size)
