@@ -47,6 +47,22 @@ def test_card_with_another_mac_is_silent_where_spoofing_is_watched(
             guest.run("busybox", "ping", "-c1", "-W1", "10.7.0.1")
 
 
+def test_frame_with_a_tag_is_dropped_where_spoofing_is_watched(
+    attach: Attach, host: Namespace, bridge: str
+) -> None:
+    card = attach("web", f"bridge={bridge},antispoof")
+    head = b"\xff" * 6 + bytes.fromhex(card.mac.replace(":", ""))
+    arp = bytes.fromhex("0806 0001 0800 06 04 0002 524b00000099") + bytes(42)
+    plain = head + bytes.fromhex("88b5") + bytes(46)
+    with Guest(card) as guest:
+        wire, seen = guest.namespace.packets(guest.interface), host.packets(bridge)
+        for tag in ("8100 0000", "88a8 0000", "88a8 0005 8100 0005"):
+            wire.send(head + bytes.fromhex(tag) + arp)
+        wire.send(plain)
+        while (heard := seen.recv(2000)) != plain:
+            assert arp not in heard
+
+
 def test_two_cards_of_a_domain_differ(attach: Attach, bridge: str) -> None:
     first = attach("web", f"bridge={bridge}")
     second = attach("web", f"bridge={bridge}", 1)

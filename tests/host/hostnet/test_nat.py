@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmpv.errors import BadInput
+from kvmpv.hostnet import subnet
 from tests.host.hostnet.guest import Guest
 from tests.host.net.namespace import Namespace
 
@@ -211,6 +212,76 @@ def test_spoofed_packets_go_nowhere(attach: Attach, host: Namespace, tmp_path: P
         guest.run("ip", "link", "set", guest.interface, "address", "52:4b:00:00:00:99")
         with pytest.raises(AssertionError):
             guest.run("busybox", "ping", "-c1", "-W1", router)
+
+
+def test_frames_that_claim_what_is_anothers_go_nowhere(
+    attach: Attach, host: Namespace, tmp_path: Path
+) -> None:
+    card, victim = attach("web", "nat,antispoof"), attach("db", "nat")
+    mac, address = bytes.fromhex(card.mac.replace(":", "")), socket.inet_aton(card.address)
+    other, stolen = (
+        bytes.fromhex(victim.mac.replace(":", "")),
+        socket.inet_aton(victim.address),
+    )
+    own6, stolen6 = (
+        socket.inet_pton(socket.AF_INET6, subnet.eui64("fe80:0:0:0", one.mac))
+        for one in (card, victim)
+    )
+    arp = bytes.fromhex("0806 0001 0800 06 04 0002")
+    tag = bytes.fromhex("8100 0000")
+    announcement = ipv6(own6, 58, bytes([134, 0, 0, 0]) + bytes(12))
+    claims = [
+        tag + arp + mac + stolen,
+        tag + tag + arp + mac + stolen,
+        tag + tag + ipv4(stolen, udp(9, 9, b"")),
+        tag + announcement,
+        announcement,
+        ipv6(own6, 17, udp(547, 546, b"")),
+        ipv6(own6, 58, bytes([136, 0, 0, 0, 32, 0, 0, 0]) + stolen6),
+        ipv6(bytes(16), 58, bytes([135, 0, 0, 0, 0, 0, 0, 0]) + stolen6),
+        ipv4(bytes(4), udp(68, 67, bytes(28) + other + bytes(202))),
+        ipv4(bytes(4), udp(68, 67, bytes(28))),
+        bytes.fromhex("8035 0001 0800 06 04 0003") + mac + stolen,
+    ]
+    truths = [
+        ipv4(bytes(4), udp(68, 67, bytes(28) + mac + bytes(202))),
+        ipv6(own6, 58, bytes([136, 0, 0, 0, 32, 0, 0, 0]) + own6),
+        arp + mac + address,
+    ]
+    with Guest(card) as guest:
+        guest.namespace.ip(f"link set {guest.interface} arp off")
+        wire, seen = guest.namespace.packets(guest.interface), host.packets("kvmpv0")
+        padded = [(b"\xff" * 6 + mac + one + MARK).ljust(60, b"\0") for one in claims + truths]
+        for frame in padded:
+            wire.send(frame)
+        for frame in padded[len(claims) :]:
+            while MARK not in (heard := seen.recv(2000)):
+                pass  # what the host and its guests say by themselves
+            assert heard == frame
+
+
+MARK = b"the test's own"
+
+
+def ipv4(source: bytes, payload: bytes) -> bytes:
+    """Return a datagram to everybody, from its EtherType on."""
+    length = (20 + len(payload) + len(MARK)).to_bytes(2, "big")
+    head = b"\x45\0" + length + bytes(4) + b"\x40\x11\0\0" + source + b"\xff" * 4
+    total = sum(int.from_bytes(head[at : at + 2], "big") for at in range(0, 20, 2)) % 0xFFFF
+    return b"\x08\0" + head[:10] + (0xFFFF - total).to_bytes(2, "big") + head[12:] + payload
+
+
+def ipv6(source: bytes, protocol: int, payload: bytes) -> bytes:
+    """Return a packet to all nodes, from its EtherType on."""
+    length = (len(payload) + len(MARK)).to_bytes(2, "big")
+    everybody = socket.inet_pton(socket.AF_INET6, "ff02::1")
+    head = b"\x60\0\0\0" + length + bytes([protocol, 255]) + source + everybody
+    return b"\x86\xdd" + head + payload
+
+
+def udp(source: int, target: int, payload: bytes) -> bytes:
+    length = 8 + len(payload) + len(MARK)
+    return b"".join(one.to_bytes(2, "big") for one in (source, target, length, 0)) + payload
 
 
 def test_interfaces_that_learn_their_route_go_on_learning_it(
