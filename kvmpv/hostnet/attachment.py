@@ -7,7 +7,7 @@ from _blake2 import blake2s
 
 from kvmpv.errors import BadInput, HostError, KvmpvError
 from kvmpv.hostnet import links, tap, users
-from kvmpv.hostnet.spec import check, parse_mac
+from kvmpv.hostnet.spec import IPV4_ANY, check, parse_mac
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def plan(domain: str, specs: Sequence[NetSpec]) -> None:
 
     Raise ``BadInput`` for what the user has to change, ``HostError`` for what the host lacks.
     """
+    _require_own_forwards(specs)
     macs: dict[str, int] = {}
     taps: set[str] = set()
     for index, spec in enumerate(specs):
@@ -56,7 +57,6 @@ def plan(domain: str, specs: Sequence[NetSpec]) -> None:
 
             nat.require(spec)
         _require_parts(spec)
-    _require_own_forwards(specs)
 
 
 def _require_parts(spec: NetSpec) -> None:
@@ -70,14 +70,15 @@ def _require_parts(spec: NetSpec) -> None:
 
 
 def _require_own_forwards(specs: Sequence[NetSpec]) -> None:
-    seen: set[tuple[str, int]] = set()
+    seen: dict[tuple[str, int], set[str]] = {}
     for spec in specs:
         for forward in spec.forwards:
-            port = (forward.protocol, forward.host_port)
-            if port in seen:
+            hosts = seen.setdefault((forward.protocol, forward.host_port), set())
+            everywhere = hosts and not {*hosts, forward.host}.isdisjoint(("", IPV4_ANY))
+            if everywhere or forward.host in hosts:
                 text = f"{forward.protocol} port {forward.host_port}"
                 raise BadInput(f"{text} is forwarded twice", hint="choose another port")
-            seen.add(port)
+            hosts.add(forward.host)
 
 
 class Attachment:

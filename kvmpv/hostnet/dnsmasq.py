@@ -21,6 +21,8 @@ PACKAGE: Final = "dnsmasq-base"
 FILES: Final = tuple(f"dnsmasq.{kind}" for kind in ("conf", "pid", "leases", "hosts", "cards"))
 MARK: Final = ".kvmpv.invalid"  # a name whose first part says which state is served (RFC 2606)
 DNS_PORT: Final = 53
+RESOLVERS: Final = "/etc/resolv.conf"
+HOSTS: Final = "/etc/hosts"
 ANSWER_TIMEOUT: Final = 0.5  # seconds
 PAUSE: Final = 0.01
 PATIENCE: Final = 20.0
@@ -208,6 +210,9 @@ def settings(bridge: str, prefix: int, network: str, mtu: int) -> list[str]:
         "except-interface=lo",
         "bind-dynamic",
         "local=/kvmpv.invalid/",
+        # It does not start where the name leads to a folder that is not there (a resolver that is
+        # not running has none), and waits for a file in one that is.
+        *([] if os.path.isdir(os.path.dirname(os.path.realpath(RESOLVERS))) else ["no-resolv"]),
         "no-hosts",  # the host's own are in a file of ours, without its loopback addresses
         "domain-needed",
         "dhcp-authoritative",
@@ -235,7 +240,7 @@ def host_names(own_address: str) -> str:
     """Return the names that this host knows, for its guests: none that means loopback."""
     lines = [f"{own_address} {_socket.gethostname()}"]
     try:
-        with open("/etc/hosts") as file:
+        with open(HOSTS, encoding="utf-8", errors="ignore") as file:
             for line in file:
                 words = line.partition("#")[0].split()
                 if len(words) > 1 and not words[0].startswith(("127.", "::1", "fe00:", "ff0")):

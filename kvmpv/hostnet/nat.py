@@ -149,7 +149,7 @@ def _choose_bridge(path: str, range4: subnet.Subnet) -> Network:
     for number in range(BRIDGES):
         name = f"kvmpv{number}"
         if not links.exists(name):
-            prefix6 = subnet.local_prefix(name) if sysctl.has_ipv6() else ""
+            prefix6 = subnet.local_prefix(name) if sysctl.new_ones_have_ipv6() else ""
             return Network(path, name, range4, prefix6)
     raise HostError(f"this host has {BRIDGES} bridges of ours", hint="ip link show type bridge")
 
@@ -230,7 +230,10 @@ def settle(path: str) -> None:
     for card in cards:
         if card["address"]:
             name = card.domain if spec.is_host_name(card.domain) else ""
-            lines.append(",".join(part for part in (card["mac"], card["address"], name) if part))
+            # "ignore" and "12h" mean something else there; a name without a dot dnsmasq has from
+            # the names that it serves.
+            told = name if "." in name else ""
+            lines.append(",".join(part for part in (card["mac"], card["address"], told) if part))
             if name:
                 names += f"{card['address']} {name}\n"
                 if network.prefix6:
@@ -281,10 +284,10 @@ def _forward_rules(
 ) -> list[list[dict[str, object]]]:
     port = nft.field(forward.protocol, "dport", forward.host_port)
     to4 = nft.dnat("ip", card["address"], forward.guest_port)
-    if forward.host:
+    if forward.host not in ("", spec.IPV4_ANY):
         return [[nft.field("ip", "daddr", forward.host), port, to4]]
     rules = [[nft.meta("nfproto", "ipv4"), nft.to_this_host(), port, to4]]
-    if network.prefix6:
+    if network.prefix6 and not forward.host:
         address = subnet.eui64(network.prefix6, card["mac"])
         to6 = nft.dnat("ip6", address, forward.guest_port)
         # Loopback stays out: there is no route_localnet for IPv6.

@@ -19,13 +19,19 @@ MTU_MIN: Final = 68  # RFC 791
 MTU_MIN_IPV6: Final = 1280  # RFC 8200, section 5
 MTU_MAX: Final = 65521  # what a tap takes
 RATE_MIN: Final = 4096  # bytes a second: less than three full packets are a mistake
+RATE_MAX: Final = 1 << 50  # more is a mistake too
 IFNAMSIZ: Final = 15
+IPV4_ANY: Final = "0.0.0.0"
+IPV4_GROUPS: Final = 224  # the first byte of addresses that are nobody's own, from here on
 UNITS: Final = {"K": 10, "M": 20, "G": 30, "T": 40}
 DIGITS_MAX: Final = 20
 
 
 class Forward:
-    """A port of the host that leads to a port of the guest; ``host`` is "" for all addresses."""
+    """A port of the host that leads to a port of the guest.
+
+    ``host`` is "" for all addresses, 0.0.0.0 for those of IPv4.
+    """
 
     __slots__ = ("guest_port", "host", "host_port", "protocol")
 
@@ -102,6 +108,9 @@ def _check_limits(spec: NetSpec) -> None:
         ("bps", spec.bps, spec.bps_burst),
         ("pps", spec.pps, spec.pps_burst),
     ):
+        if max(rate, burst) > RATE_MAX:
+            hint = f"at most {RATE_MAX}, or leave {name} out"
+            raise BadInput(f"{name} cannot be as large as {max(rate, burst)}", hint=hint)
         if burst and not rate:
             raise BadInput(f"{name}_burst without {name} limits nothing", hint=f"add {name}=N")
         if burst and burst < rate // 1000:
@@ -120,6 +129,7 @@ def _check_limits(spec: NetSpec) -> None:
 def check_name(name: str) -> None:
     """Raise ``BadInput`` for what cannot be the name of an interface of Linux."""
     bad = any(character.isspace() or character in '/:%"\0' for character in name)
+    bad = bad or not name.isprintable()  # which bytes that are no UTF-8 are not either
     if bad or name in ("", ".", "..") or len(name.encode()) > IFNAMSIZ:
         hint = f"at most {IFNAMSIZ} characters, no blanks, no '/', ':' or '%'"
         raise BadInput(f"{name!r} is no name of an interface", hint=hint)
@@ -147,6 +157,8 @@ def parse_forward(text: str) -> Forward:
         raise BadInput(f"{text!r} is no port to forward", hint=hint)
     if host and host[0] and not _is_ipv4(host[0]):
         raise BadInput(f"{host[0]!r} is no IPv4 address", hint="tcp:127.0.0.1:8080:80")
+    if host and host[0] and int(host[0].split(".")[0]) >= IPV4_GROUPS:
+        raise BadInput(f"{host[0]} is no host's address", hint="tcp:127.0.0.1:8080:80")
     ports = []
     for port in (host_port, guest_port):
         if not _is_number(port) or not 1 <= int(port) <= 65535:
@@ -156,11 +168,12 @@ def parse_forward(text: str) -> Forward:
 
 
 def is_host_name(text: str) -> bool:
-    """Tell whether a domain's name can be a host's (RFC 1123)."""
+    """Tell whether a domain's name can be a host's, and no address (RFC 1123, section 2.1)."""
     plain = text.replace("-", "").replace(".", "")
     return (
         plain.isascii()
         and plain.isalnum()
+        and not _is_ipv4(text)
         and all(
             part and len(part) < 64 and part[0] != "-" and part[-1] != "-"
             for part in text.split(".")

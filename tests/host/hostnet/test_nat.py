@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from kvmpv.errors import BadInput
-from kvmpv.hostnet import subnet
+from kvmpv.hostnet import dnsmasq, subnet
 from tests.host.hostnet.guest import Guest
 from tests.host.net.namespace import Namespace
 
@@ -110,16 +110,17 @@ def test_guest_reaches_the_outside_as_its_host(
 def test_ports_are_forwarded(
     attach: Attach, host: Namespace, internet: Namespace, tmp_path: Path
 ) -> None:
-    card = attach("web", "nat,forward=tcp:8080:80,forward=udp:5353:53")
+    card = attach("web", "nat,forward=tcp:8080:80,forward=udp:5353:53,forward=tcp:0.0.0.0:8081:80")
     with Guest(card) as guest:
         guest.dhcp(tmp_path)
-        for where, address in (
-            (internet, "203.0.113.1"),
-            (host, "203.0.113.1"),
-            (host, "127.0.0.1"),
+        for where, address, port in (
+            (internet, "203.0.113.1", 8080),
+            (host, "203.0.113.1", 8080),
+            (host, "127.0.0.1", 8080),
+            (internet, "203.0.113.1", 8081),
         ):
             thread = answer(guest.namespace, socket.AF_INET, 80, b"web")
-            assert ask(where, socket.AF_INET, address, 8080).startswith("web")
+            assert ask(where, socket.AF_INET, address, port).startswith("web")
             thread.join()
         datagrams = guest.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM)
         datagrams.bind(("", 53))
@@ -160,6 +161,15 @@ def ask_refused(host: Namespace, address: str) -> bool:
     return False
 
 
+@pytest.mark.parametrize("name", ["ignore", "12h", "10.0.0.5", "web.example"])
+def test_any_name_of_a_domain_gets_its_address(attach: Attach, tmp_path: Path, name: str) -> None:
+    card = attach(name, "nat")
+    with Guest(card) as guest:
+        address, _, _, *rest = guest.dhcp(tmp_path)
+        assert address == card.address
+        assert rest[:-1] == ([] if name == "10.0.0.5" else [name.partition(".")[0]])
+
+
 def test_network_stays_until_its_last_user_goes(attach: Attach, host: Namespace) -> None:
     cards = [attach(f"d{number}", "nat") for number in range(3)]
     assert len({card.address for card in cards}) == 3
@@ -178,6 +188,8 @@ def test_forwarded_port_is_nobody_elses(attach: Attach, host: Namespace) -> None
         other.bind(("", 8080))
     with pytest.raises(BadInput, match="tcp port 8080 of this host is in use"):
         attach("other", "nat,forward=tcp:8080:80")
+    with pytest.raises(BadInput, match="tcp port 81 is forwarded twice"):
+        attach("other", "nat,forward=tcp:81:80,forward=tcp:81:90")
 
 
 def test_subnet_is_one_that_the_host_does_not_use(attach: Attach, host: Namespace) -> None:
@@ -294,3 +306,41 @@ def test_interfaces_that_learn_their_route_go_on_learning_it(
     host.call(card.release)
     assert host.run("sysctl", "-n", key) == "1\n"
     assert internet.interfaces()
+
+
+def test_settings_that_forwarding_takes_along_are_put_back(
+    attach: Attach, host: Namespace, internet: Namespace
+) -> None:
+    keys = (
+        "ipv4.conf.all.accept_redirects",
+        "ipv4.conf.up0.forwarding",
+        "ipv6.conf.up0.forwarding",
+    )
+    before = ["0", "1", "1"]
+    for key, value in zip(keys, before, strict=True):
+        host.run("sysctl", "-w", f"net.{key}={value}")
+    host.call(attach("web", "nat").release)
+    after = host.run("sysctl", "-n", *(f"net.{key}" for key in keys)).split()
+    assert after == before
+    assert internet.interfaces()
+
+
+def test_network_has_no_ipv6_where_new_interfaces_have_none(
+    attach: Attach, host: Namespace
+) -> None:
+    host.run("sysctl", "-w", "net.ipv6.conf.default.disable_ipv6=1")
+    assert attach("web", "nat").address
+    assert "inet6" not in host.ip("address show kvmpv0")
+
+
+def test_files_of_the_host_may_be_odd(
+    attach: Attach, host: Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolvers, hosts = tmp_path / "resolv.conf", tmp_path / "hosts"
+    resolvers.symlink_to("nowhere/stub-resolv.conf")  # of a resolver that does not run
+    hosts.write_bytes(b"10.9.9.9 other # caf\xe9\n")
+    monkeypatch.setattr(dnsmasq, "RESOLVERS", str(resolvers))
+    monkeypatch.setattr(dnsmasq, "HOSTS", str(hosts))
+    assert attach("web", "nat").address
+    assert "no-resolv" in next(tmp_path.rglob("dnsmasq.conf")).read_text().splitlines()
+    assert "10.9.9.9 other" in next(tmp_path.rglob("dnsmasq.hosts")).read_text()

@@ -43,6 +43,7 @@ def test_kinds_with_a_target() -> None:
         ("bridge=", "wants a name"),
         ("bridge=a/b", "no name of an interface"),
         ("tap=sixteen-letters-s", "no name of an interface"),
+        ("tap=t\udcff", "no name of an interface"),
         ("nat,mac=52:54:00", "no MAC address"),
         ("nat,mac=52:54:00:00:00:0g", "no MAC address"),
         ("nat,mac=53:54:00:00:00:01", "is a group's"),
@@ -59,12 +60,15 @@ def test_kinds_with_a_target() -> None:
         ("nat,forward=tcp:0:80", "is no port"),
         ("nat,forward=tcp:80:65536", "is no port"),
         ("nat,forward=tcp:host:80:80", "no IPv4 address"),
+        ("nat,forward=udp:224.0.0.1:80:80", "no host's address"),
         ("bridge=br0,forward=tcp:80:80", "forwards no ports"),
         ("bridge=br0,subnet=10.0.0.0/24", "no subnet"),
         ("tap=t0,antispoof", "no anti-spoofing"),
         ("nat,bps=0", "makes no sense"),
         ("nat,bps=100", "lets nothing through"),
         ("nat,bps=fast", "makes no sense"),
+        ("nat,bps=99999T", "cannot be as large"),
+        ("nat,pps=1,pps_burst=99999999999999999999", "cannot be as large"),
         ("nat,bps_burst=1M", "limits nothing"),
         ("nat,pps=1000000,pps_burst=1", "is too small"),
         ("nat,bps=1M,vhost=on", "cannot be limited"),
@@ -101,6 +105,11 @@ def test_plan_refuses_what_two_cards_share() -> None:
     specs = [parse("user,forward=tcp:80:80"), parse("user,forward=tcp:80:81")]
     with pytest.raises(BadInput, match="tcp port 80 is forwarded twice"):
         plan("web", specs)
+    specs[1] = parse("user,forward=tcp:127.0.0.1:80:81")
+    with pytest.raises(BadInput, match="tcp port 80 is forwarded twice"):
+        plan("web", specs)
+    specs[0] = parse("user,forward=tcp:127.0.0.2:80:80")
+    plan("web", specs)
     specs = [parse("user,forward=tcp:80:80"), parse("user,forward=udp:80:81")]
     plan("web", specs)
     assert specs[0].mac == mac_for("web", 0)
@@ -109,7 +118,10 @@ def test_plan_refuses_what_two_cards_share() -> None:
 
 @pytest.mark.parametrize(
     ("text", "good"),
-    [("web", True), ("web-1.example", True), ("-web", False), ("we_b", False), ("a..b", False)],
+    [
+        *(("web", True), ("web-1.example", True), ("-web", False), ("we_b", False)),
+        *(("a..b", False), ("1.2.3", True), ("10.0.0.5", False)),
+    ],
 )
 def test_names_that_hosts_may_have(text: str, good: bool) -> None:
     assert is_host_name(text) == good
