@@ -133,7 +133,10 @@ def attach(domain: str, index: int, spec: NetSpec) -> Attachment:
         raise BadInput(f"{spec.kind} needs no tap", hint="nat, bridge=NAME and tap=NAME do")
     spec.mac = spec.mac or mac_for(domain, index)
     with users.Lock() as lock:
-        for other in _sweep(lock.path):
+        for other in (others := _sweep(lock.path)):
+            if (other.domain, other.index) == (domain, index):
+                hint = "give each domain its own name"
+                raise BadInput(f"the domain {domain} has a card {index} by now", hint=hint)
             if other["mac"] == spec.mac and other["kind"] == spec.kind:
                 hint = "choose another, or none"
                 raise BadInput(f"the domain {other.domain} has the MAC {spec.mac}", hint=hint)
@@ -150,6 +153,7 @@ def attach(domain: str, index: int, spec: NetSpec) -> Attachment:
             _connect(card, user, lock.path)
             users.register(lock.path, user)
             settle(lock.path, [user])
+            _mend(lock.path, others)
         except BaseException:
             try:
                 card._undo(lock.path)
@@ -211,6 +215,15 @@ def settle(path: str, changed: Sequence[users.User]) -> None:
                 filters.watch(user, path)
             else:
                 filters.unwatch(user["tap"])
+
+
+def _mend(path: str, others: Sequence[users.User]) -> None:
+    """Watch those anew whose rules are gone: who replaces all rules of a host takes ours too."""
+    watched = [user for user in others if user["antispoof"]]
+    if watched:
+        from kvmpv.hostnet import filters
+
+        filters.mend(watched, path)
 
 
 def _sweep(path: str) -> list[users.User]:

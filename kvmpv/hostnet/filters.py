@@ -11,6 +11,7 @@ from kvmpv.hostnet import nat, nft, subnet, tools
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Final
 
     from kvmpv.hostnet.users import User
@@ -66,6 +67,14 @@ def watch(user: User, path: str) -> None:
     chain.add(to_server, nft.raw("th", CLIENT_MAC, 48, f"0x{mac.replace(':', '')}"), nft.ACCEPT)
     chain.add(to_server, nft.DROP)
     nft.replace("bridge", table_of(user["tap"]), [chain])
+
+
+def mend(users: Sequence[User], path: str) -> None:
+    """Watch those taps that have no table any more."""
+    there = nft.tables("bridge")
+    for user in users:
+        if table_of(user["tap"]) not in there:
+            watch(user, path)
 
 
 def _keep_neighbours(chain: nft.Chain, own: list[str]) -> None:

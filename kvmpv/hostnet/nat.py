@@ -78,6 +78,7 @@ class Network:
         ]
         new = f"{self.folder}/{users.RECORD}.new"
         with open(new, "w") as file:
+            os.fchmod(file.fileno(), 0o644)
             file.write("".join(f"{line}\n" for line in lines))
         os.rename(new, f"{self.folder}/{users.RECORD}")
 
@@ -140,7 +141,10 @@ def ensure(path: str, wanted: NetSpec) -> Network:
         found.mtu = wanted.mtu or MTU
         found.old = sysctl.for_forwarding()
         found.save()
-    _make_bridge(found)
+    if _make_bridge(found):
+        for card in living(path):  # of a bridge that somebody has removed
+            if card["tap"] and links.exists(card["tap"]):
+                links.add_port(found.bridge, card["tap"])
     sysctl.forward(found.old)
     return found
 
@@ -154,9 +158,10 @@ def _choose_bridge(path: str, range4: subnet.Subnet) -> Network:
     raise HostError(f"this host has {BRIDGES} bridges of ours", hint="ip link show type bridge")
 
 
-def _make_bridge(network: Network) -> None:
+def _make_bridge(network: Network) -> bool:
+    """Make it, or what it lacks; say whether it was not there."""
     name = network.bridge
-    if links.make_bridge(name):
+    if made := links.make_bridge(name):
         digest = blake2s(name.encode() + network.prefix6.encode(), digest_size=4).digest()
         links.set_mac(name, f"52:4b:{digest.hex(':')}")  # else it changes with its ports
         links.set_mtu(name, network.mtu)
@@ -165,10 +170,11 @@ def _make_bridge(network: Network) -> None:
             # Nobody else can have these addresses, and dnsmasq wants to bind to them now.
             sysctl.put(f"net/ipv6/conf/{name}/accept_dad", "0")
             sysctl.put(f"net/ipv6/conf/{name}/accept_ra", "0")
-    if network.prefix6:
+    if network.prefix6 and sysctl.get(f"net/ipv6/conf/{name}/disable_ipv6") == "0":
         links.add_ipv6(name, f"{network.prefix6}::1", 64)
     sysctl.put(f"net/ipv4/conf/{name}/route_localnet", "1")  # forwards from 127.0.0.1
     links.set_up(name)
+    return made
 
 
 def _dnsmasq_settings(network: Network) -> list[str]:

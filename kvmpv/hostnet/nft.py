@@ -101,9 +101,10 @@ def delete(family: str, table: str) -> None:
     _apply(_deletion(family, table))
 
 
-def exists(family: str, table: str) -> bool:
-    """Tell whether a table is there."""
-    return tools.run([tools.require("nft", PACKAGE), "list", "table", family, table])[0] == 0
+def tables(family: str) -> set[str]:
+    """Return the names of all tables of a family; of none where the kernel does not say."""
+    said = tools.run([tools.require("nft", PACKAGE), "list", "tables", family])[1]
+    return {line.split()[-1] for line in said.splitlines() if line.startswith("table ")}
 
 
 def _add_table(family: str, table: str) -> dict[str, Any]:

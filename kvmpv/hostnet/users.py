@@ -43,28 +43,39 @@ class Lock:
 
     def __enter__(self) -> Self:
         try:
-            while True:
-                os.makedirs(f"{self.path}/users", mode=0o755, exist_ok=True)
-                flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-                try:
-                    self._fd = os.open(f"{self.path}/lock", flags, 0o600)
-                except FileNotFoundError:
-                    continue  # removed by who was its last user, just now
-                fcntl.flock(self._fd, fcntl.LOCK_EX)
-                if os.fstat(self._fd).st_nlink:
-                    tools.locks.add(self._fd)
-                    return self
-                os.close(self._fd)
-                self._fd = -1
+            while (fd := self._locked()) < 0:
+                pass  # removed by who was its last user, just now
+            self._fd = fd
+            # Not before: who had the lock may have removed it.
+            _make(f"{self.path}/users")
         except OSError as error:
             raise HostError(f"cannot use {self.path}: {error.strerror}", hint=REMEDY) from None
+        tools.locks.add(fd)
+        return self
+
+    def _locked(self) -> int:
+        """Return the lock once it is ours; -1 where it is a folder's that is gone."""
+        os.makedirs(os.path.dirname(os.path.dirname(self.path)), exist_ok=True)
+        try:
+            _make(os.path.dirname(self.path))
+            _make(self.path)
+            fd = os.open(f"{self.path}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
+            return -1
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return fd
+        os.close(fd)
+        return -1
 
     def __exit__(self, *_: object) -> None:
         """Leave; the folder goes when nobody uses it, and nothing is recorded that is to go."""
         if not os.listdir(f"{self.path}/users") and not os.path.exists(f"{self.path}/{RECORD}"):
             for name in os.listdir(self.path):  # half-written files of one that was killed too
-                _remove(f"{self.path}/{name}")
-            for path in (self.path, os.path.dirname(self.path)):
+                if name != "lock":
+                    _remove(f"{self.path}/{name}")
+            # From here on another may make it anew, and that stays: it is not empty then.
+            for path in (f"{self.path}/lock", self.path, os.path.dirname(self.path)):
                 _remove(path)
         tools.locks.discard(self._fd)
         os.close(self._fd)
@@ -96,10 +107,13 @@ def register(path: str, user: User) -> None:
 
     Written again, it says what is new.
     """
-    name = f"{path}/users/{user.file}"
     if user.fd < 0:
-        user.fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # Locked before anybody sees it: who only looks takes a lock, too.
+        new = f"{path}/{user.file}.new"
+        user.fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(user.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.fchmod(user.fd, 0o644)
+        os.rename(new, f"{path}/users/{user.file}")
     text = "".join(f"{key}={value}\n" for key, value in user.values.items())
     os.pwrite(user.fd, text.encode(), 0)
     os.ftruncate(user.fd, len(text.encode()))
@@ -157,6 +171,15 @@ def _read(path: str, name: str) -> tuple[User, bool] | None:
         values[key] = value
     domain, _, index = name.rpartition(":")
     return User(domain, int(index) if index.isdigit() else 0, values), lives
+
+
+def _make(path: str) -> None:
+    """Make a folder that all may read, dnsmasq's user too, unless it is there."""
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        return
+    os.chmod(path, 0o755)  # whatever our umask is
 
 
 def _remove(path: str) -> None:

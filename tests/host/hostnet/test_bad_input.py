@@ -81,6 +81,13 @@ def test_mac_of_another_domain(attach: Attach, host: Namespace) -> None:
         attach("db", "bridge=br0,mac=52:54:00:00:00:01")
 
 
+def test_card_that_a_domain_has_already(attach: Attach, host: Namespace) -> None:
+    host.call(links.make_bridge, "br0")
+    attach("web", "bridge=br0")
+    with pytest.raises(BadInput, match="the domain web has a card 0 by now"):
+        attach("web", "bridge=br0,mac=52:54:00:00:00:01")
+
+
 def test_port_that_is_in_use(attach: Attach, host: Namespace) -> None:
     with host.socket(socket.AF_INET, socket.SOCK_STREAM) as other:
         other.bind(("127.0.0.1", 8080))

@@ -17,6 +17,7 @@ import pytest
 from kvmpv import hostnet
 from kvmpv.hostnet import filters, links, nft, users
 from tests.host.hostnet.conftest import dnsmasqs
+from tests.host.hostnet.guest import Guest
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -135,6 +136,38 @@ def test_half_made_network_is_mended(attach: Attach, host: Namespace, tmp_path: 
     assert "kvmpv0" in host.interfaces()
     assert "kvmpv_kvmpv0" in host.run("nft", "list", "tables")
     assert Path(f"/proc/{record.read_text().strip()}").exists()
+
+
+def test_what_others_took_away_is_back_with_the_next_user(
+    attach: Attach, host: Namespace, tmp_path: Path
+) -> None:
+    with Guest(attach("web", "nat,antispoof")) as guest:
+        _, router, *_ = guest.dhcp(tmp_path)
+        host.run("nft", "flush", "ruleset")
+        host.ip("link delete kvmpv0")
+        host.run("sysctl", "-w", "net.ipv6.conf.all.disable_ipv6=1")
+        attach("db", "nat")
+        host.run("sysctl", "-w", "net.ipv6.conf.all.disable_ipv6=0")
+        names = {line.split()[-1] for line in tables(host)}
+        assert names == {"kvmpv_kvtap0", "kvmpv_kvmpv0"}
+        guest.run("busybox", "ping", "-c1", "-W5", router)
+
+
+@pytest.mark.usefixtures("host")
+def test_folder_that_its_last_user_has_just_removed_is_made_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flock, inside = fcntl.flock, Path(users.folder()) / "users"
+
+    def late(fd: int, how: int) -> None:
+        if inside.exists():
+            inside.rmdir()
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    inside.mkdir(parents=True)
+    with users.Lock():
+        assert inside.is_dir()
 
 
 def test_users_signals_are_not_dnsmasqs(attach: Attach, host: Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,6 +29,20 @@ def test_nothing_is_said_of_nothing(host: Namespace) -> None:
     assert said(host, "list") == ""
     assert said(host, "status") == ""
     assert json.loads(said(host, "status", "--json")) == []
+
+
+def test_everybody_may_look_whatever_the_umask(
+    attach: Attach, host: Namespace, tmp_path: Path
+) -> None:
+    before = os.umask(0o077)
+    try:
+        attach("web", "nat")
+    finally:
+        os.umask(before)
+    [folder] = (tmp_path / "kvmpv-net").iterdir()
+    for path in (folder.parent, folder, *(folder / name for name in ("users", "users/web:0"))):
+        assert path.stat().st_mode & 0o444 == 0o444
+    assert (folder / "network").stat().st_mode & 0o777 == 0o644
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
