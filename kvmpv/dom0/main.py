@@ -62,7 +62,10 @@ def _drop_privileges() -> None:
 
 def _say(fd: int, text: str) -> None:
     if fd >= 0:
-        os.write(fd, f"{text}\n".encode())
+        try:
+            os.write(fd, f"{text}\n".encode())
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # its owner is gone, as the lifeline says next
         os.close(fd)
 
 

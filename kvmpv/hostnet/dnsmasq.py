@@ -86,7 +86,8 @@ class Server:
             if _knows(address, mark):
                 return
             if time.monotonic() > deadline:
-                raise HostError(f"dnsmasq does not answer at {address}", hint=HINT)
+                hint = "does a firewall drop what this host sends itself?"
+                raise HostError(f"dnsmasq does not answer at {address}", hint=hint)
             pid = self.pid
 
     def _start(self, settings: Sequence[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -12,7 +14,7 @@ import pytest
 
 from kvmpv.errors import VhostUserError
 from kvmpv.vhostuser.frontend import Frontend, open_connection
-from tests.host.dom0.workers import Worker, rests
+from tests.host.dom0.workers import PROGRAM, Worker, rests
 from tests.unit.vhostuser.driver import Driver, readable
 from tests.unit.vhostuser.peer import raw
 from tests.waiting import until
@@ -135,6 +137,27 @@ def test_devices_come_and_go(tmp_path: Path) -> None:
 def test_wrong_lines_are_answered(line: str, answer: str, tmp_path: Path) -> None:
     with Worker(tmp_path, "rng") as worker:
         assert worker.ask(line) == answer
+
+
+def test_an_owner_that_dies_meanwhile_is_no_error() -> None:
+    (lifeline, ours), (ready, theirs) = socket.socketpair(), socket.socketpair()
+    ours.close()
+    theirs.close()
+    with lifeline, ready:
+        words = ["name=test", f"lifeline={lifeline.fileno()}", f"ready={ready.fileno()}"]
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", PROGRAM, *words],
+            pass_fds=[lifeline.fileno(), ready.fileno()],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=20,
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        "",
+        "kvmpv-dom0 test: ends: the domain's owner is gone\n",
+    )
 
 
 def test_a_device_that_cannot_be_made_ends_the_start(tmp_path: Path) -> None:
