@@ -195,8 +195,11 @@ def _plug(card: Attachment, bridge: str) -> None:
     """Make the tap a port; its own MAC is high, so that the bridge does not take it for its own."""
     links.set_mac(card.tap, "fe" + card.mac[2:])
     links.no_addresses(card.tap)
-    card.mtu = card.spec.mtu or links.mtu(bridge)
-    links.set_mtu(card.tap, card.mtu)
+    usual = links.mtu(bridge)
+    card.mtu = card.spec.mtu or usual
+    # Never less than the bridge's: that would follow its smallest port, and below 1280 bytes lose
+    # its IPv6 addresses for good.
+    links.set_mtu(card.tap, max(card.mtu, usual))
     links.add_port(bridge, card.tap)
     links.set_up(card.tap)
 

@@ -35,6 +35,19 @@ def test_guests_on_a_bridge_reach_host_and_each_other(
         db.run("busybox", "ping", "-c1", "-W5", "10.7.0.1")
 
 
+def test_bridge_keeps_its_mtu_whatever_a_card_has(
+    attach: Attach, host: Namespace, bridge: str
+) -> None:
+    host.ip("link add br1 type bridge")
+    host.ip("link set br1 up")
+    host.ip("-6 address add fd01::1/64 dev br1")
+    for name, mtu in ((bridge, "1400"), ("br1", "1500")):
+        card = attach(name, f"bridge={name},mtu=68")
+        assert card.mtu == 68
+        assert f"mtu {mtu} " in host.ip(f"link show {name}")
+    assert "fd01::1" in host.ip("-6 address show br1")
+
+
 def test_card_with_another_mac_is_silent_where_spoofing_is_watched(
     attach: Attach, bridge: str
 ) -> None:
