@@ -180,8 +180,12 @@ class Overlay:
         data = (size + PAGE - 1) // PAGE * PAGE
         bits = (size // SECTOR + 7) // 8
         length = (bits + PAGE - 1) // PAGE * PAGE
-        if os.fstat(self.fd).st_size < data + length:
-            os.ftruncate(self.fd, data + length)
+        try:
+            # All of the bits' room, at once: a mapped page for which there is none is a SIGBUS.
+            os.posix_fallocate(self.fd, data, length)
+        except OSError as error:
+            os.close(self.fd)
+            raise HostError(f"no room for a throw-away disk: {error.strerror}") from None
         # A second worker at once would be one domain's own, and a bug: the lock is for the fence.
         self.bitmap = mmap.mmap(self.fd, length, offset=data)
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.host.disks.disk import Request
 
-OK = spec.BLK_S_OK
+OK, IOERR = spec.BLK_S_OK, spec.BLK_S_IOERR
 IN, OUT, FLUSH = spec.BLK_T_IN, spec.BLK_T_OUT, spec.BLK_T_FLUSH
 BLOCK = 4096
 KPF_DIRTY, KPF_WRITEBACK = 1 << 4, 1 << 8
@@ -192,6 +192,21 @@ def test_throw_away_disk_keeps_what_was_written_over_a_death(tmp_path: Path) -> 
             assert disk.read(8, SECTOR) == pattern(1, SECTOR)
             assert disk.read(9, BLOCK) == pattern(2)
         assert path.read_bytes()[: 32 * SECTOR] == pattern(1, 32 * SECTOR)
+
+
+def test_full_disk_below_a_throw_away_disk_costs_that_write(tmp_path: Path, small_fs: Path) -> None:
+    """Its data finds the last room there is, and the page with its bit none."""
+    overlay = os.open(small_fs, os.O_RDWR | os.O_TMPFILE)
+    options = on(image(tmp_path, 4096 * MIB), "snapshot=1", f"overlayfd={overlay}")
+    with Disk(tmp_path, options, fds=[overlay]) as disk, (small_fs / "other").open("wb") as other:
+        assert disk.write(0, pattern(1)) == OK
+        room = os.statvfs(small_fs)
+        os.posix_fallocate(other.fileno(), 0, (room.f_bfree - 1) * room.f_bsize)
+        assert disk.write(4 * MIB, pattern(2)) == OK
+        assert disk.write(5 * MIB, pattern(3)) == IOERR
+        assert disk.read(4 * MIB, BLOCK) == pattern(2)
+        assert disk.worker.log.count("No space left on device") == 1
+    os.close(overlay)
 
 
 def test_queue_stops_with_nothing_in_flight(tmp_path: Path) -> None:
