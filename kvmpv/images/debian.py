@@ -27,7 +27,7 @@ SIZE = 2 << 30
 _FORMAT = "1"
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 _PACKAGES = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "resize2fs": "e2fsprogs",
-             "e2fsck": "e2fsprogs", "setpriv": "util-linux"}  # fmt: skip
+             "e2fsck": "e2fsprogs", "setpriv": "util-linux", "unshare": "util-linux"}  # fmt: skip
 _ROOM = 2 << 30  # bytes that a build needs while it runs
 _BLOCK = 4096
 _SPARE = 64 << 20
@@ -213,8 +213,10 @@ def _bootstrap(wanted: Recipe, room: Path, job: Job) -> None:
     sources.write_text(apt_sources.guest_sources(apt_sources.SOURCES, wanted.suite))
     proxies = [f"{name}={os.environ[name]}" for name in _PROXIES if name in os.environ]
     command = [
-        # The build ends with whoever wanted it; mmdebstrap then takes its mounts away.
-        "setpriv", "--pdeathsig", "TERM", "env", f"TMPDIR={room}", *proxies,
+        # The build ends with whoever wanted it, at once: asked to, mmdebstrap would go on. Its mounts
+        # (this host's /dev/shm is one) end with it, and are never there for a sweep to walk into.
+        "setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child",
+        "env", f"TMPDIR={room}", *proxies,
         "mmdebstrap", "--mode=root", "--variant=minbase", "--verbose",
         # apt would give its rights away to a user who cannot read our folder.
         "--aptopt=APT::Sandbox::User \"root\"",

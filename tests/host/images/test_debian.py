@@ -28,7 +28,12 @@ echo "I: running apt-get update..."
 echo x >>"$RECORD"
 [ -z "$FAIL" ] || { echo "$FAIL"; exit 25; }
 mkdir -p "$root/etc" "$root/usr/bin" "$root/var" "$root/dev"
-[ -z "$HANG" ] || { echo $$ >"$HANG.new"; mv "$HANG.new" "$HANG"; exec sleep 600; }
+[ -z "$HANG" ] || {
+    trap : TERM  # as the real one, which waits for its children first
+    mount -t tmpfs none "$root/dev"
+    read -r pid _ </proc/self/stat  # not $$, which a namespace has of its own
+    echo "$pid" >"$HANG.new"; mv "$HANG.new" "$HANG"; sleep 600; exit 1
+}
 sleep "${SLOW:-0}"
 echo "root:*:1:0:99999:7:::" >"$root/etc/shadow"
 """
@@ -121,7 +126,7 @@ def test_two_builds_at_once_are_one(place: Path) -> None:
     assert (place / "record").read_text() == "x\n"
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_interrupted_build_leaves_no_image_and_the_next_one_is_whole(
     place: Path, how: signal.Signals
 ) -> None:
@@ -135,6 +140,7 @@ def test_interrupted_build_leaves_no_image_and_the_next_one_is_whole(
     process.communicate(timeout=30)
     assert process.returncode
     _gone(int(hanging.read_text()))
+    assert str(place) not in Path("/proc/self/mountinfo").read_text()
     kept = Path(end(start(place))[0].strip())
     assert left(place) == [kept.name]
     fsck(kept)
