@@ -77,22 +77,31 @@ def use_of_device(path: str) -> str:
     except OSError as error:
         if error.errno == errno.EBUSY:
             return "opened by somebody who wants it alone"
-    return ""
+    return use_of_file(path)  # a loop device claims nothing
 
 
 def use_of_file(path: str) -> str:
-    """Say what a file is used for as a block device of the host; nothing where it is not."""
+    """Say what loop device of the host has a file (or a device) behind it; nothing where none."""
     try:
         names = [name for name in os.listdir(SYS_LOOPS) if name.startswith("loop")]
     except OSError:
         return ""
     real = os.path.realpath(path)
     for name in sorted(names):
-        if _read(f"{SYS_LOOPS}/{name}/loop/backing_file") == real:
+        backing = _read(f"{SYS_LOOPS}/{name}/loop/backing_file")
+        if backing and (backing == real or is_same_file(backing, real)):
             device = f"/dev/{name}"
             where = _mounted_on(_number(f"{SYS_LOOPS}/{name}/dev"))
             return f"the loop device {device}" + (f", mounted on {where}" if where else "")
     return ""
+
+
+def is_same_file(path: str, other: str) -> bool:
+    """Say whether two paths lead to one file, as hard links and bind mounts do."""
+    try:
+        return os.path.samefile(path, other)
+    except OSError:
+        return False
 
 
 def _partitions(number: int) -> list[int]:

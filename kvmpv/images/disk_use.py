@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvmpv.errors import BadInput
+from kvmpv.hostdev.disks import is_same_file
 from kvmpv.hostdev.formats import HEAD, format_of
 
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
@@ -36,11 +37,15 @@ class Image:
 def inspect(path: Path) -> Image:
     """Return format and sizes of the image at ``path``; raises BadInput for what is no image."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        return _inspect(path)
     except OSError as error:
         raise BadInput(
             f"cannot read {path}: {error.strerror}", hint="give the path of a disk image"
         ) from None
+
+
+def _inspect(path: Path) -> Image:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         state = os.fstat(fd)
         device = stat.S_ISBLK(state.st_mode)
@@ -55,7 +60,7 @@ def inspect(path: Path) -> Image:
     found = Image(str(path), kind, size, size if device else state.st_blocks * 512, device)
     if kind == "qcow2":
         found.size = int.from_bytes(head[24:32], "big")
-        found.backing = _backing(path, head)
+        found.backing = _backing(path, head, size)
     return found
 
 
@@ -68,9 +73,9 @@ def describe(path: Path) -> Image:
     return found
 
 
-def _backing(path: Path, head: bytes) -> str:
+def _backing(path: Path, head: bytes, size: int) -> str:
     offset, length = int.from_bytes(head[8:16], "big"), int.from_bytes(head[16:20], "big")
-    if not offset or length > 1023:  # the format's limit
+    if not 0 < offset < size or length > 1023:  # the format's limit
         return ""
     with path.open("rb") as file:
         file.seek(offset)
@@ -82,7 +87,7 @@ def _probe(path: Path, found: Image) -> None:
     program = shutil.which("blkid", path=_PATH)
     if not program:
         return
-    command = [program, "-p", "-o", "export", str(path)]
+    command = [program, "-p", "-o", "export", os.path.abspath(path)]  # -a would be an option
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
     values = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     found.partitions = values.get("PTTYPE", "")
@@ -186,6 +191,6 @@ def _loops(path: Path) -> list[str]:
             text = backing.read_text().rstrip("\n")
         except OSError:
             continue
-        if text == real:
+        if text == real or is_same_file(text, real):
             found.append(f"loop device /dev/{backing.parts[3]}")
     return found

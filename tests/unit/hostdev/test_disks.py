@@ -72,6 +72,8 @@ def test_file_behind_a_loop_device_is_in_use(host: Path) -> None:
     (host / "mountinfo").write_text("30 22 7:7 / /mnt rw - ext4 /dev/loop7 rw\n")
     assert disks.use_of_file(str(image)) == "the loop device /dev/loop7, mounted on /mnt"
     assert disks.use_of_file(str(host / "other.img")) == ""
+    os.link(image, host / "other.img")
+    assert disks.use_of_file(str(host / "other.img")).startswith("the loop device /dev/loop7")
 
 
 def test_disk_is_found_by_its_link(host: Path) -> None:
