@@ -53,7 +53,7 @@ def build(
     wanted = _recipe(kind, suite, packages, hostname)
     target = Path(output) if output else None
     if target:
-        debian.check_output(target)
+        debian.check_output(target, bytes_wanted)
     made = debian.build(wanted, sys.stderr, again=again)
     if target:
         debian.place(made, target, bytes_wanted)

@@ -113,12 +113,13 @@ def build(wanted: Recipe, say: IO[str], *, again: bool = False) -> Path:
     return final
 
 
-def check_output(output: Path) -> None:
-    """Raise BadInput if no new file can be made at ``output``."""
-    if os.path.lexists(output):
-        raise BadInput(f"{output} exists already", hint="remove it, or give another --output")
-    if not output.parent.is_dir():
-        raise BadInput(f"there is no folder {output.parent}", hint=f"mkdir -p {output.parent}")
+def check_output(output: Path, size: int) -> None:
+    """Raise BadInput for a disk that no image can be copied to: ask before one is built."""
+    if size % _BLOCK or not _SPARE <= size <= disk.LARGEST:
+        raise BadInput(
+            f"{size} bytes are no size for this image", hint=f"a multiple of {_BLOCK}, say 2G"
+        )
+    disk.check_new(output)
 
 
 def place(image: Path, output: Path, size: int) -> None:
@@ -127,11 +128,11 @@ def place(image: Path, output: Path, size: int) -> None:
     Raises BadInput and HostError; there is a whole image afterwards or none.
     """
     least = image.stat().st_size
-    if size % _BLOCK or size < least:
+    if size % _BLOCK or not least <= size <= disk.LARGEST:
         raise BadInput(
             f"{size} bytes are no size for this image", hint=f"at least {least >> 20}M, say 2G"
         )
-    check_output(output)
+    disk.check_new(output)
     try:
         with disk.unnamed(output) as draft:
             disk.copy(image, draft, size=size)
@@ -213,8 +214,8 @@ def _bootstrap(wanted: Recipe, room: Path, job: Job) -> None:
     sources.write_text(apt_sources.guest_sources(apt_sources.SOURCES, wanted.suite))
     proxies = [f"{name}={os.environ[name]}" for name in _PROXIES if name in os.environ]
     command = [
-        # The build ends with whoever wanted it, at once: asked to, mmdebstrap would go on. Its mounts
-        # (this host's /dev/shm is one) end with it, and are never there for a sweep to walk into.
+        # The build ends with whoever wanted it, at once: asked to, mmdebstrap goes on. So do its
+        # mounts (this host's /dev/shm is one), which a sweep would walk into.
         "setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child",
         "env", f"TMPDIR={room}", *proxies,
         "mmdebstrap", "--mode=root", "--variant=minbase", "--verbose",

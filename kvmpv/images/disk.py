@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SECTOR = 512
 FORMATS = ("raw", "qcow2")
-_LARGEST = 1 << 62
+LARGEST = 1 << 62
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -32,16 +32,32 @@ def create(path: Path, size: int, *, format: str = "raw", preallocate: bool = Fa
     _check_size(size)
     if format not in FORMATS:
         raise BadInput(f"cannot make images of format {format!r}", hint=f"raw or {FORMATS[1]}")
-    if os.path.lexists(path):
-        what = "is a folder" if path.is_dir() else "exists already"
-        raise BadInput(f"{path} {what}", hint="give the path of a new file, or remove it first")
-    if not path.parent.is_dir():
-        raise BadInput(f"there is no folder {path.parent}", hint=f"mkdir -p {path.parent}")
+    check_new(path)
     with _failures(f"cannot make {path}"):
         if format == "raw":
             _create_raw(path, size, preallocate)
         else:
             _create_qcow2(path, size, preallocate)
+
+
+def check_new(path: Path) -> None:
+    """Raise BadInput if no new file can be made at ``path``."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        reason = f"cannot make {path}: {error.strerror}"
+        raise BadInput(reason, hint="choose another place") from None
+    else:
+        what = "is a folder" if os.path.isdir(path) else "exists already"
+        raise BadInput(f"{path} {what}", hint="give the path of a new file, or remove it first")
+    folder = path.parent
+    if not os.path.isdir(folder):
+        raise BadInput(f"there is no folder {folder}", hint=f"mkdir -p {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        reason = f"cannot make {path}: the folder is not writable"
+        raise BadInput(reason, hint="choose another folder")
 
 
 def resize(path: Path, size: int, *, shrink: bool = False) -> list[str]:
@@ -66,7 +82,10 @@ def resize(path: Path, size: int, *, shrink: bool = False) -> list[str]:
             os.truncate(path, size)
         else:
             more = ["--shrink"] if size < old else []
-            _qemu_img("resize", "-q", "-f", kind, *more, str(path), str(size))
+            _qemu_img(
+                *(f"cannot resize {path}", "resize", "-q", "-f", kind, *more),
+                *(os.path.abspath(path), str(size)),  # a:b is a protocol to it, -a an option
+            )
     return users
 
 
@@ -83,7 +102,7 @@ def _resizable(path: Path) -> tuple[str, int]:
 
 
 def _check_size(size: int) -> None:
-    if size <= 0 or size > _LARGEST:
+    if size <= 0 or size > LARGEST:
         raise BadInput(f"{size} bytes are no size for a disk", hint="give 1G, say")
     if size % SECTOR:
         near = (size + SECTOR - 1) // SECTOR * SECTOR
@@ -118,7 +137,8 @@ def _create_qcow2(path: Path, size: int, preallocate: bool) -> None:
     how = "falloc" if preallocate else "off"
     options = ["-q", "-f", "qcow2", "-o", f"preallocation={how}"]
     with unnamed(path) as fd:
-        _qemu_img("create", *options, f"/proc/self/fd/{fd}", str(size), fd=fd)
+        what = f"cannot make {path}"
+        _qemu_img(what, "create", *options, f"/proc/self/fd/{fd}", str(size), fd=fd)
 
 
 @contextmanager
@@ -193,8 +213,8 @@ def _copy_data(source: int, target: int, length: int) -> None:
             start += done
 
 
-def _qemu_img(*arguments: str, fd: int = -1) -> None:
-    """Run qemu-img, for which a descriptor may be open."""
+def _qemu_img(what: str, *arguments: str, fd: int = -1) -> None:
+    """Run qemu-img, for which a descriptor may be open; ``what`` begins the error."""
     program = shutil.which("qemu-img")
     if not program:
         raise HostError("no qemu-img", hint="install the Debian package qemu-utils")
@@ -203,4 +223,5 @@ def _qemu_img(*arguments: str, fd: int = -1) -> None:
     done = subprocess.run(command, pass_fds=passed, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.splitlines() or ["no message"])[-1]
-        raise HostError(reason.removeprefix("qemu-img: "), hint="qemu-img said so")
+        reason = reason.removeprefix("qemu-img: ").removeprefix(f"/proc/self/fd/{fd}: ")
+        raise HostError(f"{what}: {reason}", hint="qemu-img said so")

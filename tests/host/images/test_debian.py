@@ -170,6 +170,8 @@ def test_no_network_costs_one_line_with_the_reason(place: Path) -> None:
         (["--output", "{}/there"], "exists already"),
         (["--output", "{}/gone/d.img"], "there is no folder"),
         (["--output", "{}/d.img", "--size", "4M"], "are no size for this image"),
+        (["--output", "{}/d.img", "--size", "99999999T"], "are no size for this image"),
+        (["--output", "{}/d.img", "--size", "2147483649"], "are no size for this image"),
         (["--suite", "nosuch"], "no Debian nosuch archive among apt's sources"),
     ],
 )
@@ -178,4 +180,5 @@ def test_bad_input_costs_one_line(place: Path, words: list[str], what: str) -> N
     process = start(place, *(word.replace("{}", str(place)) for word in words))
     _, err = end(process, 2)
     assert what in err.splitlines()[-1]
+    assert not (place / "record").exists()  # nothing was built for it
     assert not list(place.glob("*d.img*"))

@@ -159,6 +159,13 @@ def test_qcow2_tells_its_own_size_and_backing_file(tmp_path: Path) -> None:
     assert (found.format, found.size, found.backing) == ("qcow2", 5 << 30, "base")
 
 
+@pytest.mark.parametrize("offset", [1 << 62, (1 << 63) + 5])
+def test_qcow2_whose_backing_file_cannot_be_has_none(tmp_path: Path, offset: int) -> None:
+    header = b"QFI\xfb\0\0\0\3" + offset.to_bytes(8, "big") + (4).to_bytes(4, "big")
+    (tmp_path / "d.qcow2").write_bytes(header + bytes(492))
+    assert disk_use.inspect(tmp_path / "d.qcow2").backing == ""
+
+
 @pytest.mark.parametrize(("name", "what"), [("gone", "cannot read"), ("", "is a folder")])
 def test_what_is_no_image_is_refused(tmp_path: Path, name: str, what: str) -> None:
     with pytest.raises(BadInput, match=what):
