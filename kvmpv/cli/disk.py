@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from kvmpv.cli.main import printable
 from kvmpv.images import disk, disk_use
 from kvmpv.toolstack.config import parse_size
 
@@ -83,7 +84,7 @@ def info(path: Image, as_json: Json = False) -> None:
     }
     for key, value in rows.items():
         if value:
-            print(f"{key:12} {value}")
+            print(f"{key:12} {printable(value)}")
 
 
 def _size(size: int) -> str:

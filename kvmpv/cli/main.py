@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from kvmpv.errors import KvmpvError
+from kvmpv.errors import BadInput, KvmpvError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,9 +32,18 @@ def _run(arguments: list[str]) -> int:
 
 
 def _others() -> object:
+    from typer._click.exceptions import NoArgsIsHelpError, UsageError
+
     from kvmpv.cli.app import app
 
-    return app()
+    try:
+        return app(standalone_mode=False)
+    except NoArgsIsHelpError as error:  # the help is printed already
+        return error.exit_code
+    except UsageError as error:  # which typer would draw a box around
+        text = error.format_message().rstrip(".")
+        hint = f"see {error.ctx.command_path} --help" if error.ctx else "see kvmpv --help"
+        raise BadInput(text[:1].lower() + text[1:], hint=hint) from None
 
 
 def _complete_standard_descriptors() -> None:
@@ -50,14 +59,28 @@ def guarded(command: Callable[[], object]) -> int:
     """Run a command; turn what it raises into one line on stderr and an exit status."""
     try:
         result = command()
+        print(end="", flush=True)  # while there is somebody to tell of what goes wrong
         return result if isinstance(result, int) else 0
     except KvmpvError as error:
-        line = str(error).replace("\n", "\\n")  # a path may have one in it
-        print(f"kvmpv: {line}", file=sys.stderr)
+        print(f"kvmpv: {printable(str(error))}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read our output has gone; do not let the interpreter complain at its exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever read it has gone
         return 1
+    except OSError as error:  # of the host, where nobody had better words for it
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"kvmpv: {printable(f'{where}{error.strerror or error}')}", file=sys.stderr)
+        _drop_output()
+        return 2
+
+
+def _drop_output() -> None:
+    """Have the interpreter not complain at its exit of what it cannot write."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def printable(text: str) -> str:
+    """Return a text as one line that tells a terminal nothing: a path may have anything in it."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

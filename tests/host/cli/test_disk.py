@@ -110,6 +110,33 @@ def test_qcow2_is_made_grown_and_told(tmp_path: Path) -> None:
     assert found["allocated"] < MIB
 
 
+@pytest.mark.parametrize("name", ["a:b.qcow2", "-b.qcow2"])
+def test_qcow2_may_have_any_name(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    kvmpv("disk", "create", "--format", "qcow2", "--", name, "1M")
+    kvmpv("disk", "resize", "--", name, "2M")
+    assert disk_use.inspect(tmp_path / name).size == 2 * MIB
+
+
+@pytest.mark.parametrize(
+    ("output", "status", "told"),
+    [("/dev/full", 2, "kvmpv: No space left on device\n"), ("&0", 1, ""), ("&-", 0, "")],
+)
+def test_output_that_cannot_be_written_costs_a_line_at_most(
+    tmp_path: Path, output: str, status: int, told: str
+) -> None:
+    image = tmp_path / "d.img"
+    disk.create(image, MIB)
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = ["sh", "-c", f'exec "$@" >{output}', "sh", KVMPV, "disk", "info", str(image)]
+    with open(writer, "wb") as gone:  # whose reader is
+        done = subprocess.run(command, stdin=gone, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, told)
+
+
 CASES = {
     "no-size": (["create", "{}/new", "much"], "'much' is no size"),
     "odd-size": (["create", "{}/new", "1000"], "1000 bytes are no multiple of 512 (1024 are)"),
@@ -118,7 +145,15 @@ CASES = {
     "missing": (["resize", "{}/gone", "1M"], "No such file or directory"),
     "shrinks": (["resize", "{}/d.img", "512K"], "--shrink cuts off"),
     "info-folder": (["info", "{}"], "is a folder"),
-}
+    "info-failing": (["info", "/proc/self/mem"], "cannot read /proc/self/mem: Input/output error"),
+    "long-name": (["create", "{}/" + "x" * 300 + "/new", "1M"], "File name too long"),
+    "terminal": (["create", "{}/\033[31m/new", "1M"], "there is no folder {}/\\x1b[31m (mkdir"),
+    "no-argument": (["create", "{}/new"],
+                    "kvmpv: missing argument 'SIZE' (see kvmpv disk create --help)"),
+    "no-option": (["create", "{}/new", "-1"],
+                  "kvmpv: no such option: -1 (see kvmpv disk create --help)"),
+    "no-command": (["creat"], "kvmpv: no such command 'creat'"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -127,6 +162,6 @@ def test_bad_input_costs_one_line_and_leaves_nothing(tmp_path: Path, case: str) 
         file.truncate(MIB)
     arguments, what = CASES[case]
     done = kvmpv("disk", *(word.replace("{}", str(tmp_path)) for word in arguments), status=2)
-    assert what in done.stderr
+    assert what.replace("{}", str(tmp_path)) in done.stderr
     assert os.listdir(tmp_path) == ["d.img"]
     assert (tmp_path / "d.img").stat().st_size == MIB
