@@ -14,6 +14,7 @@ import time
 
 from kvmpv.errors import HostError, KvmpvError
 from kvmpv.toolstack import processes
+from kvmpv.toolstack.devices import LIMIT_MAX
 from kvmpv.toolstack.rundir import DEVICE
 
 TYPE_CHECKING = False
@@ -119,8 +120,9 @@ class Slot:
                 raise self.device.error(
                     f"there is no limit {key!r}", f"there are: {', '.join(known)}"
                 )
-            if value < 0:
-                raise self.device.error(f"{key}={value} cannot be", "0 takes a limit away")
+            if not isinstance(value, int) or not 0 <= value <= LIMIT_MAX:
+                hint = f"up to {LIMIT_MAX} can, and 0 takes a limit away"
+                raise self.device.error(f"{key}={value} cannot be", hint)
         for key, value in limits.items():
             if self.device.net is not None:
                 setattr(self.device.net, key, value)
@@ -355,7 +357,7 @@ class Foreign(Backend):
         except OSError as error:
             socket.close()
             raise slot.device.error(
-                f"nobody serves there: {error.strerror}", "start the backend first"
+                f"nobody serves there: {error.strerror or error}", "start the backend first"
             ) from None
         self.sockets[slot.number] = socket
 

@@ -394,6 +394,7 @@ class Backends:
                 raise slot.device.error("wants the new size", "resize_disk(number, size)")
             backend.resize(size)
             return
+        image.measure()
         if size and size != image.size:
             image.grow(slot.device, size)
         backend.ask(f"resize {number}")
@@ -403,13 +404,20 @@ class Backends:
         self._ask(lambda: self._limit(number, limits))
 
     def _limit(self, number: int, limits: dict[str, int]) -> None:
-        slot = self._slot(number)
-        backend = self._backend_of(slot)
-        if not isinstance(backend, Worker):
-            raise slot.device.error("its limits cannot be changed", "start the domain with them")
-        slot.set_limits(limits)
         words = [f"{key}={value}" for key, value in limits.items()]
-        backend.ask(" ".join([f"limit {number}", *words]))
+        # A group's are those of its first disk that a worker opens: each has to know.
+        for slot in self._sharing_limits(self._slot(number)):
+            backend = self._backend_of(slot)
+            if not isinstance(backend, Worker):
+                hint = "start the domain with them"
+                raise slot.device.error("its limits cannot be changed", hint)
+            slot.set_limits(limits)
+            backend.ask(" ".join([f"limit {slot.number}", *words]))
+
+    def _sharing_limits(self, slot: Slot) -> list[Slot]:
+        group = slot.device.options.get("group")
+        others = list(self.slots.values()) if group else [slot]
+        return [one for one in others if one.device.options.get("group") == group]
 
     def _slot(self, number: int) -> Slot:
         if number not in self.slots:

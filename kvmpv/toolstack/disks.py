@@ -29,6 +29,7 @@ S_IFDIR: Final = 0o040000
 S_IFBLK: Final = 0o060000
 S_IFREG: Final = 0o100000
 
+LARGEST: Final = 1 << 62  # bytes
 LOCK_BYTE: Final = 0x4B505600_0000  # no image is as long
 FLOCK: Final = struct.Struct("hhqqi4x")
 F_OFD_SETLK: Final = 37
@@ -63,16 +64,24 @@ class Image:
         self.format = "raw"
 
     def grow(self, device: Device, size: int) -> None:
-        """Give the file more bytes; raise ``BadInput`` for fewer, or what is no file."""
+        """Give the file more bytes than ``measure`` told; raise ``BadInput`` where none can be."""
         if self.block or self.readonly:
             raise device.error("its size is not ours to change", "grow it yourself, then tell us")
-        if size < self.size or size % SECTOR:
+        block = device.number("logical") or SECTOR
+        if not self.size <= size <= LARGEST or size % block:
             raise device.error(
-                f"{size} bytes are less than it has, or no multiple of {SECTOR}",
+                f"{size} bytes are less than it has, no multiple of {block}, or too many",
                 f"it has {self.size}",
             )
-        os.truncate(self.path, size)
+        try:
+            os.truncate(self.path, size)
+        except OSError as error:
+            raise device.error(f"cannot grow: {error.strerror}", "see df") from None
         self.size = size
+
+    def measure(self) -> None:
+        """Look how large it is now: others grow it too."""
+        self.size = host_disks.size_of(self.fd)
 
     def close(self) -> None:
         """Free the image for others."""
@@ -159,7 +168,8 @@ def _format(device: Device, image: Image) -> str:
 
 def _check_size(device: Device, image: Image) -> None:
     if not image.size:
-        raise device.error("is empty", f"give it a size: kvmpv disk resize {image.path} 8G")
+        remedy = f"give it a size: kvmpv disk resize {image.path} 8G"
+        raise device.error("is empty", "is there a medium in it?" if image.block else remedy)
     block = device.number("logical") or SECTOR
     if image.size % block:
         raise device.error(

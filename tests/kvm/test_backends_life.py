@@ -291,6 +291,21 @@ def test_disk_grows_while_the_guest_runs(image: Path) -> None:
 
 @once
 @pytest.mark.usefixtures("nothing_left")
+def test_disk_that_another_has_grown_is_not_cut_off(image: Path) -> None:
+    with Guest("spin", disks=[f"{image},logical=4096"]) as guest:
+        os.truncate(image, 4 * SIZE)
+        for size in (2 * SIZE, 4 * SIZE + 512, 1 << 70):
+            with pytest.raises(kvmpv.BadInput, match="less than it has, no multiple of 4096"):
+                guest.domain.resize_disk(0, size)
+        with pytest.raises(kvmpv.BadInput, match="cannot grow: File too large"):
+            guest.domain.resize_disk(0, 1 << 62)
+        guest.domain.resize_disk(0)
+        assert guest.domain.devices()[0]["size"] == str(4 * SIZE)
+    assert image.stat().st_size == 4 * SIZE
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
 def test_disk_of_an_old_storage_daemon_keeps_its_size(qcow2: Path) -> None:
     before = qcow2.read_bytes()
     why = pytest.raises(kvmpv.BadInput, match=r"7\..* cannot tell a guest of another size")
@@ -307,10 +322,26 @@ def test_limits_are_set_while_the_guest_runs(image: Path) -> None:
         guest.domain.set_limits(0, iops=0, iops_burst=0)
         with pytest.raises(kvmpv.BadInput, match="there is no limit 'pps'"):
             guest.domain.set_limits(0, pps=1)
+        with pytest.raises(kvmpv.BadInput, match="iops=4611686018427387905 cannot be"):
+            guest.domain.set_limits(0, iops=(1 << 62) + 1)
         started = time.monotonic()
         guest.end()
         assert time.monotonic() - started < 5.0  # 120 requests at 20 a second
     assert guest.failures == []
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+def test_limits_of_a_group_are_those_of_its_last_change_for_the_next_worker_too() -> None:
+    disks = ["null:1M,group=g,iops=20", "null:1M,group=g,iops=20"]
+    with Guest("disk n=60 depth=1", disks=disks) as guest:
+        guest.expect("disk-begins")
+        guest.domain.set_limits(1, iops=0)
+        guest.domain.set_limits(0, bps=1 << 40)
+        os.kill(int(guest.domain.devices()[0]["pid"]), signal.SIGKILL)
+        started = time.monotonic()
+        guest.end()
+        assert time.monotonic() - started < 5.0
 
 
 @once
