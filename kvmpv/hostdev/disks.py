@@ -96,6 +96,12 @@ def use_of_file(path: str) -> str:
     return ""
 
 
+def file_behind(number: int) -> str:
+    """Return the path of the file behind a loop device or its partition; nothing for others."""
+    folder = _folder(number)
+    return _read(f"{folder}/loop/backing_file") or _read(f"{folder}/../loop/backing_file")
+
+
 def is_same_file(path: str, other: str) -> bool:
     """Say whether two paths lead to one file, as hard links and bind mounts do."""
     try:

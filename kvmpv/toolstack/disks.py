@@ -32,6 +32,7 @@ S_IFREG: Final = 0o100000
 LARGEST: Final = 1 << 62  # bytes
 LOCK_BYTE: Final = 0x4B505600_0000  # no image is as long
 FLOCK: Final = struct.Struct("hhqqi4x")
+F_OFD_GETLK: Final = 36
 F_OFD_SETLK: Final = 37
 PATIENCE: Final = 3.0  # seconds for the last I/O of a domain that has just ended
 PAUSE: Final = 0.01
@@ -182,6 +183,26 @@ def _check_use(device: Device, image: Image) -> None:
     find = host_disks.use_of_device if image.block else host_disks.use_of_file
     if use := find(image.path):
         raise device.error(f"is in use by the host: {use}", "end that first; force takes it anyway")
+    if image.block and _is_anothers(host_disks.file_behind(image.key[1]), image.readonly):
+        raise device.error(
+            "the file behind it is another domain's disk", "end it first; force takes it anyway"
+        )
+
+
+def _is_anothers(path: str, readonly: bool) -> bool:
+    """Say whether a domain's lock on a file keeps us off; no file is nobody's."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        kind = fcntl.F_RDLCK if readonly else fcntl.F_WRLCK
+        record = fcntl.fcntl(fd, F_OFD_GETLK, FLOCK.pack(kind, os.SEEK_SET, LOCK_BYTE, 1, 0))
+    except OSError:
+        return False  # a file system without locks
+    finally:
+        os.close(fd)
+    return bool(FLOCK.unpack(record)[0] != fcntl.F_UNLCK)
 
 
 def _lock(device: Device, image: Image) -> None:

@@ -155,6 +155,17 @@ def test_image_behind_a_loop_device_is_refused(files: Path, command: Command, lo
 
 
 @once
+def test_loop_device_over_another_domains_image_is_refused(
+    files: Path, command: Command, loop: str
+) -> None:
+    with (files / "good").open("r+b") as image:
+        record = disks.FLOCK.pack(fcntl.F_WRLCK, 0, disks.LOCK_BYTE, 1, 0)
+        fcntl.fcntl(image, disks.F_OFD_SETLK, record)
+        line = refused(command, "--disk", loop)
+    assert f"--disk {loop}: the file behind it is another domain's disk (end it first" in line
+
+
+@once
 def test_device_that_is_mounted_is_refused(
     files: Path, command: Command, loop: str, tmp_path: Path
 ) -> None:
