@@ -45,13 +45,13 @@ def inspect(path: Path) -> Image:
 
 
 def _inspect(path: Path) -> Image:
+    state = path.stat()  # first: to open a watchdog is to start it
+    device = stat.S_ISBLK(state.st_mode)
+    if not (device or stat.S_ISREG(state.st_mode)):
+        what = "a folder" if stat.S_ISDIR(state.st_mode) else "no file"
+        raise BadInput(f"{path} is {what}", hint="give the path of a disk image")
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
-        state = os.fstat(fd)
-        device = stat.S_ISBLK(state.st_mode)
-        if not (device or stat.S_ISREG(state.st_mode)):
-            what = "a folder" if stat.S_ISDIR(state.st_mode) else "no file"
-            raise BadInput(f"{path} is {what}", hint="give the path of a disk image")
         head = os.read(fd, HEAD)
         size = os.lseek(fd, 0, os.SEEK_END)
     finally:

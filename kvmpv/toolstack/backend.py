@@ -120,7 +120,7 @@ class Slot:
                 raise self.device.error(
                     f"there is no limit {key!r}", f"there are: {', '.join(known)}"
                 )
-            if not isinstance(value, int) or not 0 <= value <= LIMIT_MAX:
+            if type(value) is not int or not 0 <= value <= LIMIT_MAX:
                 hint = f"up to {LIMIT_MAX} can, and 0 takes a limit away"
                 raise self.device.error(f"{key}={value} cannot be", hint)
         for key, value in limits.items():

@@ -5,15 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from kvmpv.errors import BadInput, HostError
 from kvmpv.images import disk, disk_use
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MIB = 1 << 20
 
@@ -170,6 +167,12 @@ def test_qcow2_whose_backing_file_cannot_be_has_none(tmp_path: Path, offset: int
 def test_what_is_no_image_is_refused(tmp_path: Path, name: str, what: str) -> None:
     with pytest.raises(BadInput, match=what):
         disk_use.inspect(tmp_path / name)
+
+
+def test_what_is_no_image_is_not_even_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "open")
+    with pytest.raises(BadInput, match="/dev/null is no file"):
+        disk_use.inspect(Path("/dev/null"))
 
 
 def test_copy_keeps_holes_and_content(tmp_path: Path) -> None:
