@@ -222,7 +222,9 @@ class Backend:
         self.ask_to_end()
 
     def _died(self) -> KvmpvError:
-        """Return the error that says why it ended before it was ready."""
+        """Return the error that says why it ended, or hangs, before it was ready."""
+        if not ends_within(self.pidfd, END_PATIENCE):
+            return HostError(f"{self.label} does not get ready", hint="look at what it was given")
         status = self._reap()
         reason = processes.last_line(self.place.log, self._log_start)
         return HostError(

@@ -29,6 +29,7 @@ S_IFDIR: Final = 0o040000
 S_IFBLK: Final = 0o060000
 S_IFREG: Final = 0o100000
 
+QCOW2_LEAST: Final = 112  # bytes, QCowHeader
 LARGEST: Final = 1 << 62  # bytes
 LOCK_BYTE: Final = 0x4B505600_0000  # no image is as long
 FLOCK: Final = struct.Struct("hhqqi4x")
@@ -106,6 +107,9 @@ def open_image(device: Device, taken: list[Image]) -> Image:
         image.format = _format(device, image)
         if image.format == "raw":
             _check_size(device, image)
+        elif image.format == "qcow2" and image.size < QCOW2_LEAST:
+            # qemu-storage-daemon 7.2 waits for the rest for ever, on io_uring.
+            raise device.error("is too short to be qcow2", "it is cut off: take a copy of it")
         if not device.flag("force"):
             _check_use(device, image)
         _lock(device, image)

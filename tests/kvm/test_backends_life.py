@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import kvmpv
-from kvmpv.toolstack import backend, processes
+from kvmpv.toolstack import backend, processes, servers
 from tests.kvm.command import IN_BOX, KVMPV, Command, once
 from tests.kvm.refguest import PATIENCE, Guest, firmware
 from tests.waiting import until
@@ -302,6 +302,20 @@ def test_disk_that_another_has_grown_is_not_cut_off(image: Path) -> None:
         guest.domain.resize_disk(0)
         assert guest.domain.devices()[0]["size"] == str(4 * SIZE)
     assert image.stat().st_size == 4 * SIZE
+
+
+@once
+@pytest.mark.usefixtures("nothing_left")
+def test_storage_daemon_that_hangs_is_given_up(
+    qcow2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hangs").write_text("#!/bin/sh\ntrap '' TERM\nexec sleep 600\n")
+    (tmp_path / "hangs").chmod(0o755)
+    monkeypatch.setattr(processes, "find", lambda *_: str(tmp_path / "hangs"))
+    monkeypatch.setattr(servers, "READY_PATIENCE", 0.1)
+    monkeypatch.setattr(backend, "END_PATIENCE", 0.1)
+    with pytest.raises(kvmpv.HostError, match=r"qemu-storage-daemon of .* does not get ready"):
+        kvmpv.Domain(kernel=firmware("refguest"), memory="16M", disks=[str(qcow2)]).start()
 
 
 @once

@@ -48,6 +48,8 @@ CASES = {
                   "say which it is: format=qcow2 or format=raw"),
     "broken-qcow2": ("--disk {}/broken.qcow2", "qemu-storage-daemon of --disk {}/broken.qcow2 *",
                      "look at what it was given"),
+    "short-qcow2": ("--disk {}/short.qcow2", "--disk {}/short.qcow2: is too short to be qcow2",
+                    "it is cut off: take a copy of it"),
     "serial-of-qcow2": ("--disk {}/broken.qcow2,serial=a",
                         "--disk {}/broken.qcow2: serial is not possible with this format",
                         "raw images have it"),
@@ -84,6 +86,7 @@ def files(tmp_path: Path) -> Path:
         os.truncate(folder / name, size)
     for name in ("raw.qcow2", "guest.img", "broken.qcow2"):
         (folder / name).write_bytes(bytes(4096) if name == "raw.qcow2" else b"QFI\xfb" * 1024)
+    (folder / "short.qcow2").write_bytes(b"QFI\xfb\0\0\0\3" + bytes(92))
     (folder / "link").symlink_to(folder / "good")
     os.mkfifo(folder / "pipe")
     return folder
