@@ -168,7 +168,7 @@ class FileServer(Backend):
         fd = listening.fileno()
         argv = [
             self._program, "-f", f"--fd={fd}",
-            "-o", f"source={self._folder}",
+            "-o", f"source={_escaped(self._folder)}",
             "-o", "cache=auto", "-o", "xattr", "-o", "announce_submounts",
             "-o", "log_level=warn",
         ]  # fmt: skip
@@ -278,6 +278,11 @@ def _limits(options: dict[str, object]) -> list[str]:
         if options[f"{key}_burst"]:
             words.append(f"x-{name}-max={options[f'{key}_burst']}")
     return words
+
+
+def _escaped(path: str) -> str:
+    """Return a path as libfuse's options take it."""
+    return path.replace("\\", "\\\\").replace(",", "\\,")
 
 
 def _quoted(path: str) -> str:

@@ -392,6 +392,18 @@ def alive(pids: list[int]) -> list[int]:
 
 
 @once
+def test_shared_folder_may_have_any_name(command: Command, tmp_path: Path) -> None:
+    shared = tmp_path / "a,b\\1,\\"
+    shared.mkdir()
+    with start(command, "--share", str(shared).replace(",", ",,")) as child:
+        [server] = [pid for pid in below(child.pid) if "virtiofsd" in command_line(pid)]
+        assert alive([server])
+        child.terminate()
+        child.wait(PATIENCE)
+    assert child.returncode == 130
+
+
+@once
 def test_killed_owner_leaves_no_backend(
     command: Command, image: Path, qcow2: Path, tmp_path: Path
 ) -> None:
