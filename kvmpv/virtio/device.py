@@ -161,6 +161,7 @@ class Device:
             return -abi.EINVAL
         try:
             self.link.write_config(offset, data)
+            self.model.written[offset] = data
             self._refresh_config()
         except VhostUserError as error:
             self._lose(error)
@@ -315,7 +316,13 @@ class Device:
             return self.link.connected
 
     def _know(self) -> None:
-        """Learn what the backend offers; one that comes later has to offer as much."""
+        """Learn what the backend offers; one that comes later has to offer as much.
+
+        It is told first what the driver has written into the config space of the one before: a
+        driver that put the cache to write-through sends no flush any more.
+        """
+        for offset, data in self.model.written.items():
+            self.link.write_config(offset, data)
         self._refresh_config()  # some of the features are for what stands there
         offered = self.model.offered(self.link.features)
         if not self.known:

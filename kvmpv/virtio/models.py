@@ -44,6 +44,7 @@ class Model:
     def __init__(self, options: dict[str, str]) -> None:
         self.rings = [REQUEST_RING]
         self.config = b""
+        self.written: dict[int, bytes] = {}  # by the driver into the backend's config, by offset
         self._parse(options)
         if len(self.rings) > QUEUES_MAX:
             raise BadInput(f"{len(self.rings)} queues: a device has at most {QUEUES_MAX}")
@@ -131,12 +132,13 @@ class Block(Model):
     def offered(self, backend: int) -> int:
         """Return the features; several queues only where there are several.
 
-        A switch of the cache that stands at write-through is not shown: qemu-storage-daemon has
-        one, caches nevertheless, and a driver that believed it would send no flush (5.2.5.2).
+        A switch of the cache that no driver has put to write-through, but that stands there, is not
+        shown: qemu-storage-daemon has one, caches nevertheless, and a driver that believed it would
+        send no flush (5.2.5.2).
         """
         offered = super().offered(backend)
         at = spec.BLK_CONFIG_WCE_OFFSET
-        if self.config[at : at + 1] == b"\0":
+        if at not in self.written and self.config[at : at + 1] == b"\0":
             offered &= ~(1 << spec.BLK_F_CONFIG_WCE)
         return offered if len(self.rings) > 1 else offered & ~(1 << spec.BLK_F_MQ)
 

@@ -335,6 +335,18 @@ def test_driver_may_write_what_it_may(world: World) -> None:
     assert world.device.model.config[spec.BLK_CONFIG_WCE_OFFSET] == 0
 
 
+def test_next_backend_caches_no_more_than_the_driver_knows(world: World) -> None:
+    backend = world.bring()
+    world.start(NEEDED | 1 << spec.BLK_F_CONFIG_WCE)
+    with world.device.lock:
+        assert world.device.write_config(spec.BLK_CONFIG_WCE_OFFSET, b"\0") == 0
+    generation = world.device.generation
+    backend.die()
+    assert world.bring().space[spec.BLK_CONFIG_WCE_OFFSET] == 0
+    assert world.device.generation == generation
+    assert world.device.status == RUNS
+
+
 def test_driver_is_shown_no_switch_that_says_that_nothing_is_cached(world: World) -> None:
     backend = world.bring()
     assert world.device.offered >> spec.BLK_F_CONFIG_WCE & 1
