@@ -40,6 +40,7 @@ cdef extern from "net.h" nogil:
         int stop
         int kicks
         int all
+        bint running
 
     struct net_queue:
         vring ring
@@ -53,6 +54,7 @@ cdef extern from "net.h" nogil:
         bint transmit
         bint mergeable
         bint discard
+        bint served
         uint8_t header
 
     int net_open(net_pair *pair)
@@ -187,6 +189,11 @@ cdef class Queue:
         with nogil:
             net_stop(self.queue)
         return self.queue.ring.next_avail
+
+    @property
+    def stalled(self):
+        """Whether it is to be served, and no thread could be started for that."""
+        return self.queue.served and not self.pair.pair.running
 
     @property
     def discard(self):

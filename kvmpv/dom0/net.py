@@ -11,7 +11,7 @@ import os
 from kvmpv.dataplane.net import Pair, Plane, Queue
 from kvmpv.dom0 import vhost
 from kvmpv.dom0.slot import ServedDevice
-from kvmpv.errors import BadInput
+from kvmpv.errors import BadInput, VhostUserError
 from kvmpv.hostnet import tap
 from kvmpv.vhostuser import message
 from kvmpv.virtio import spec
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 LIMITS: Final = ("bps", "bps_burst", "pps", "pps_burst")
 MAX_PAIRS: Final = 31
+MTU_MAX: Final = 0xFFFF  # what the config space has room for
 HEADER_LEGACY: Final = 10  # without VERSION_1 and MRG_RXBUF (virtio 1.2, 5.1.6.1)
 
 RING_FEATURES: Final = spec.mask(spec.F_INDIRECT_DESC, spec.F_EVENT_IDX, spec.F_VERSION_1)
@@ -120,6 +121,8 @@ class NetDevice(ServedDevice):
 
     def set_mtu(self, mtu: int) -> None:
         """Take the guest's MTU; the tap has its own, and drops what is too long for it."""
+        if mtu > MTU_MAX:
+            raise VhostUserError(f"an MTU of {mtu} cannot be had")
         self._mtu = mtu
 
     def set_features(self, features: int) -> None:
@@ -240,6 +243,8 @@ class NetDevice(ServedDevice):
         for index, fault in faults.items():
             self.slot.log(f"queue {index} is broken by its driver: {fault}")
         if not faults:
+            if not any(queue.stalled for queue in self._queues.values()):
+                return  # the one that broke is gone, and others may have come
             self.slot.log("a queue has stopped: no thread can be started for it")
         for queue in self._queues.values():
             queue.pause()
@@ -300,6 +305,11 @@ class OwnQueue:
         return self._queue.stop()
 
     @property
+    def stalled(self) -> bool:
+        """Whether no thread could be started for it."""
+        return self._queue.stalled
+
+    @property
     def fault(self) -> str:
         """How its driver broke it."""
         return self._queue.fault
@@ -314,6 +324,7 @@ class KernelQueue:
     """A queue that the kernel serves."""
 
     fault = ""  # the kernel tells the front end by itself
+    stalled = False
 
     def __init__(self, pair: vhost.Pair, index: int, vring: Vring, base: int) -> None:
         self._pair = pair

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from kvmpv.dom0.net import NetDevice
+from kvmpv.errors import VhostUserError
 from kvmpv.virtio import spec
 from tests.host.net.card import (
     BUFFER,
@@ -20,6 +21,7 @@ from tests.host.net.card import (
     MERGEABLE,
     OFFLOADS,
     Card,
+    Ring,
     Served,
     frame,
     make_tap,
@@ -210,6 +212,31 @@ def test_ring_that_is_broken_stops_its_device_alone(plug: Plug, namespace: Names
     outside = namespace.packets(name)
     other.send(frame(bytes(50)))
     assert outside.recv(2000) == frame(bytes(50))
+
+
+def test_queue_that_broke_before_does_not_stop_the_next(plug: Plug, namespace: Namespace) -> None:
+    """The worker hears of the broken one only when the front end has begun anew."""
+    card, served, name = plug()
+    broken = card.rings[1]
+    broken.offer(5000)
+    os.eventfd_write(broken.kick, 1)
+    assert select.select([served.device._broken], [], [], 5)[0]
+    served.frontend.get_vring_base(1)
+    broken.close()
+    card.rings[1] = Ring(card.memory)
+    card.rings[1].give_to(served.frontend, 1)
+    served.device._ring_broke()
+    outside = namespace.packets(name)
+    card.send(frame(bytes(50)))
+    assert outside.recv(2000) == frame(bytes(50))
+
+
+def test_mtu_that_the_config_space_cannot_hold_is_refused(plug: Plug) -> None:
+    _, served, _ = plug()
+    served.frontend.set_mtu(65535)
+    assert served.frontend.get_config(10, 2) == b"\xff\xff"
+    with pytest.raises(VhostUserError):
+        served.frontend.set_mtu(65536)
 
 
 def test_receive_queue_takes_no_readable_buffer(plug: Plug) -> None:
