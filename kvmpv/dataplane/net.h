@@ -40,6 +40,7 @@
 /* Looking is cheaper than sleeping as long as the next packet comes within this time. */
 #define NET_SPIN_MAX 20000	/* ns */
 #define NET_SPIN_MIN 2000
+#define NET_NO_KICK_NS 1000000	/* how often a queue without a kick is looked at, when idle */
 
 #define NET_NUM_BUFFERS 10	/* where struct virtio_net_hdr_v1 has it */
 
@@ -552,6 +553,9 @@ static inline void net_wait(struct net_pair *pair, struct net_queue *transmit,
 
 	if (receive_wait && (!wait || receive_wait < wait))
 		wait = receive_wait;
+	if (seldom((transmit && transmit->kick < 0) || (receive && receive->kick < 0)) &&
+	    (!wait || wait > NET_NO_KICK_NS))
+		wait = NET_NO_KICK_NS;
 	if (transmit && !transmit_wait)
 		more |= vring_enable_kicks(&transmit->ring);
 	if (receive && !receive_wait && !ready)

@@ -169,6 +169,8 @@ class NetDevice(ServedDevice):
 
     def start_queue(self, index: int, vring: Vring) -> None:
         """Serve a queue, once it is enabled."""
+        if self._in_kernel and vring.kick < 0:
+            raise VhostUserError("the kernel polls no queue", hint="give it a kick, or vhost=off")
         base = -1 if vring.inflight else vring.base
         queue: Carried
         if self._in_kernel:

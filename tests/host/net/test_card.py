@@ -74,6 +74,24 @@ def test_frame_goes_out_as_it_is(plug: Plug, namespace: Namespace) -> None:
     assert served.device.stats()["tx_packets"] == 3
 
 
+def test_queues_without_a_kick_are_polled(plug: Plug, namespace: Namespace) -> None:
+    card, served, name = plug(buffers=0)
+    outside = namespace.packets(name)
+    for index, ring in enumerate(card.rings):
+        served.frontend.get_vring_base(index)
+        served.frontend.set_vring_kick(index, -1)
+        os.close(ring.kick)
+        ring.kick = os.eventfd(0)  # nobody's
+    for _ in range(3):
+        sent = frame(os.urandom(60))
+        card.send(sent)
+        assert outside.recv(2000) == sent
+        outside.send(sent)
+        time.sleep(0.01)  # the thread sleeps
+        card.post(card.rings[0], card.memory.take(BUFFER), BUFFER)
+        assert card.receive()[1] == sent
+
+
 def test_frame_of_many_pieces_goes_out_whole(plug: Plug, namespace: Namespace) -> None:
     card, _, name = plug()
     outside = namespace.packets(name)
