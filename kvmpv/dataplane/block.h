@@ -58,7 +58,7 @@ struct block_range {
 struct block_counters {
 	uint64_t reads, writes, flushes, discards, others;
 	uint64_t read_bytes, written_bytes;
-	uint64_t kicks, calls, syscalls, sleeps;
+	uint64_t kicks, calls, syscalls, sleeps, lingers;
 	uint64_t errors, bounced, throttled, replayed, resumed;
 };
 

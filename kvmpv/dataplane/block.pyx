@@ -36,7 +36,8 @@ cdef extern from "block_loop.h" nogil:
 
     struct block_counters:
         uint64_t reads, writes, flushes, discards, others, read_bytes, written_bytes
-        uint64_t kicks, calls, syscalls, sleeps, errors, bounced, throttled, replayed, resumed
+        uint64_t kicks, calls, syscalls, sleeps, lingers
+        uint64_t errors, bounced, throttled, replayed, resumed
 
     struct block_device:
         guest_memory memory
@@ -103,7 +104,8 @@ def direct_alignment(int fd):
 _KINDS = ("read", "write", "flush", "discard", "write of zeroes")
 _COUNTERS = (
     "reads", "writes", "flushes", "discards", "others", "read_bytes", "written_bytes",
-    "kicks", "calls", "syscalls", "sleeps", "errors", "bounced", "throttled", "replayed", "resumed",
+    "kicks", "calls", "syscalls", "sleeps", "lingers",
+    "errors", "bounced", "throttled", "replayed", "resumed",
 )
 
 

@@ -9,8 +9,10 @@
 
 #include <signal.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 
 #include "block.h"
+#include "linger.h"
 
 #define LOOP_STACK (128 << 10)
 #define LOOP_ENTRIES 64		/* that can wait to be submitted */
@@ -67,6 +69,7 @@ struct block_queue {
 	uint64_t poll_ns;
 	uint32_t poll_misses;		/* since polling last found something */
 	uint32_t poll_rest;		/* sleeps before it is tried again */
+	struct linger linger;
 	bool fault_told;
 	struct iovec pieces[RING_MAX_PIECES];
 };
@@ -91,21 +94,24 @@ static inline void loop_answer(struct block_queue *queue, struct block_request *
 	request->next = queue->free;
 	queue->free = request;
 	queue->busy--;
+	linger_note_answer(&queue->linger, queue->busy);
 }
 
-static inline void loop_publish(struct block_queue *queue)
+static inline void loop_call(struct block_queue *queue)
 {
 	uint64_t one = 1;
 
-	if (queue->ring.used_index == queue->ring.published)
-		return;
-	vring_publish(&queue->ring);
-	if (!vring_should_notify(&queue->ring))
-		return;
 	queue->counters.calls++;
 	queue->counters.syscalls++;
 	if (write(queue->call, &one, sizeof(one)) < 0)
 		return;	/* it is full: the driver has a signal that it did not look at */
+}
+
+/* Signal the driver if it waits for what was published. */
+static inline void loop_signal(struct block_queue *queue)
+{
+	if (vring_should_notify(&queue->ring))
+		loop_call(queue);
 }
 
 /* ---- calls of the kernel */
@@ -340,6 +346,7 @@ static inline bool loop_take_one(struct block_queue *queue)
 	}
 	queue->free = request->next;
 	queue->busy++;
+	queue->linger.taken++;
 	if (status != REQUEST_GOES) {
 		queue->counters.others++;
 		loop_answer(queue, request, status);
@@ -382,6 +389,36 @@ static inline bool loop_take(struct block_queue *queue)
 }
 
 /* ---- waiting */
+
+static inline bool loop_is_unsignalled(const struct block_queue *queue)
+{
+	return queue->ring.published != queue->ring.signalled;
+}
+
+/* Let requests gather for a moment where that is better; false: wait for the next one. */
+static inline bool loop_linger(struct block_queue *queue, uint64_t now)
+{
+	struct linger *linger = &queue->linger;
+	struct timespec step = { 0 };
+	uint32_t under_way = queue->under_way;
+
+	step.tv_nsec = linger_step(linger, now, under_way);
+	if (usually(!step.tv_nsec) || queue->delayed || queue->ring.fault || loop_is_to_drain(queue)) {
+		linger->taken = linger->given = 0;
+		return false;
+	}
+	if (linger_is_to_signal(linger, loop_is_unsignalled(queue)))
+		loop_signal(queue);
+	linger->taken = linger->given = 0;
+	if (queue->uring.pending)
+		uring_enter(&queue->uring, 0, -1);
+	queue->counters.lingers++;
+	queue->counters.syscalls++;
+	/* Not in io_uring: there each completion would wake us. */
+	nanosleep(&step, NULL);
+	uring_enter(&queue->uring, 0, -1);
+	return true;
+}
 
 /* Look for work without a system call, for as long as that paid last time. */
 static inline bool loop_poll(struct block_queue *queue, uint64_t began)
@@ -442,13 +479,18 @@ static inline int64_t loop_timeout(const struct block_queue *queue)
 
 static inline void loop_sleep(struct block_queue *queue)
 {
-	uint64_t began = now_ns();
+	uint64_t began = now_ns(), woke;
+	uint32_t under_way = queue->under_way;
 	bool polled = false;
 
+	if (loop_linger(queue, began))
+		return;
+	loop_signal(queue);
 	/* With the disk at work there is something to wait for that polling does not speed up. */
 	if (queue->poll_ns && !queue->under_way && !queue->delayed) {
 		if (loop_poll(queue, began)) {
 			queue->poll_misses = 0;
+			linger_note_wait(&queue->linger, began, now_ns(), 0);
 			return;
 		}
 		polled = true;
@@ -463,7 +505,9 @@ static inline void loop_sleep(struct block_queue *queue)
 	uring_enter(&queue->uring, 1, loop_timeout(queue));
 	if (!queue->ring.fault)
 		vring_disable_kicks(&queue->ring);
-	loop_adapt(queue, now_ns() - began, polled);
+	woke = now_ns();
+	linger_note_wait(&queue->linger, began, woke, under_way);
+	loop_adapt(queue, woke - began, polled);
 }
 
 /* ---- the thread's life */
@@ -494,7 +538,9 @@ static inline void loop_run(struct block_queue *queue)
 		bool any = loop_reap(queue);
 
 		any |= loop_take(queue);
-		loop_publish(queue);
+		vring_publish(&queue->ring);
+		if (linger_is_prompt(&queue->linger) || loop_is_to_drain(queue))
+			loop_signal(queue);
 		if (seldom(queue->ring.fault && !queue->fault_told))
 			loop_tell_fault(queue);
 		if (seldom(loop_is_to_drain(queue))) {
@@ -531,6 +577,10 @@ static inline void *loop_main(void *argument)
 	pthread_mutex_unlock(&queue->lock);
 	if (error)
 		return NULL;
+	prctl(PR_SET_TIMERSLACK, 1UL);	/* what it sleeps by the clock is short */
+	/* A predecessor that has died may have published what it did not signal. */
+	if (queue->ring.log)
+		loop_call(queue);
 	vring_disable_kicks(&queue->ring);
 	loop_run(queue);
 	if (!queue->ring.fault)

@@ -127,6 +127,7 @@ class Disk:
         align: int = 16,
         skew: int = 0,
         pieces: int = 1,
+        kick: int = True,
     ) -> Request:
         """Send a request, with bytes for the device, or the number of those that it is to write."""
         memory = self.memory
@@ -143,7 +144,8 @@ class Disk:
             for offset in range(0, length, share or 1)
         ]
         request = Request(kind, sector, at, length, status)
-        head = self.rings[queue].post((header, 16, False), *parts, (status, 1, True))
+        chain = (header, 16, False), *parts, (status, 1, True)
+        head = self.rings[queue].post(*chain, kick=bool(kick))
         self.out[queue, head] = request
         return request
 

@@ -258,6 +258,30 @@ def test_limit_of_bytes_is_shared_by_a_group(tmp_path: Path) -> None:
         assert took > 0.4  # 512 KiB at 1 MiB a second, less what may be owed
 
 
+def test_slow_driver_of_a_fast_disk_has_its_answers_gathered(tmp_path: Path) -> None:
+    """Python takes longer for a request than the page cache does: it is tried, and none is lost."""
+    path = image(tmp_path, content=b"".join(pattern(n) for n in range(64)))
+    with Disk(tmp_path, on(path)) as disk:
+
+        def post() -> None:
+            for number in range(20):
+                disk.post(IN, 8 * number, 4096, align=4096, kick=number % 4 == 3)
+
+        def lingers() -> bool:
+            post()
+            for request in disk.reap_all():
+                assert disk.status(request) == OK
+                assert disk.content(request) == pattern(request.sector // 8)
+            disk.forget_buffers()
+            return disk.counter("lingers") > 0
+
+        until(lingers, pause=0)  # a pause begins it anew
+        assert disk.write(0, pattern(99)) == OK  # the only one that is out
+        post()
+        disk.restart()  # signals that were still to come are the successor's now
+        assert len(disk.reap_all()) == 20
+
+
 def test_idle_disk_uses_no_cpu(tmp_path: Path) -> None:
     with Disk(tmp_path, on(image(tmp_path), "queues=4"), queues=4) as disk:
         for _ in range(200):
