@@ -2,7 +2,7 @@
 
 The lock is one byte far behind the end, of an open file description (fcntl(2), F_OFD_SETLK): it is
 the domain's, for as long as that lives. The flock of the worker that does the I/O is another one,
-which goes from worker to worker.
+which goes from worker to worker. Raw images are locked as QEMU locks them, too.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ LOCK_BYTE: Final = 0x4B505600_0000  # no image is as long
 FLOCK: Final = struct.Struct("hhqqi4x")
 F_OFD_GETLK: Final = 36
 F_OFD_SETLK: Final = 37
+# QEMU's (raw_apply_lock_bytes in its block/file-posix.c): a shared lock of the byte QEMU_USES + n
+# for the permission n that one has, of QEMU_REFUSES + n for one that nobody else may have.
+QEMU_USES: Final = 100
+QEMU_REFUSES: Final = 200
+QEMU_READ: Final = 0
+QEMU_WRITE: Final = 1
+QEMU_RESIZE: Final = 3
 PATIENCE: Final = 3.0  # seconds for the last I/O of a domain that has just ended
 PAUSE: Final = 0.01
 
@@ -200,30 +207,51 @@ def _is_anothers(path: str, readonly: bool) -> bool:
     except OSError:
         return False
     try:
-        kind = fcntl.F_RDLCK if readonly else fcntl.F_WRLCK
-        record = fcntl.fcntl(fd, F_OFD_GETLK, FLOCK.pack(kind, os.SEEK_SET, LOCK_BYTE, 1, 0))
+        return _is_locked(fd, fcntl.F_RDLCK if readonly else fcntl.F_WRLCK, LOCK_BYTE)
     except OSError:
         return False  # a file system without locks
     finally:
         os.close(fd)
+
+
+def _is_locked(fd: int, kind: int, byte: int) -> bool:
+    record = fcntl.fcntl(fd, F_OFD_GETLK, FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
     return bool(FLOCK.unpack(record)[0] != fcntl.F_UNLCK)
+
+
+def _take(fd: int, kind: int, byte: int) -> None:
+    fcntl.fcntl(fd, F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
 
 
 def _lock(device: Device, image: Image) -> None:
     kind = fcntl.F_RDLCK if image.readonly else fcntl.F_WRLCK
-    record = FLOCK.pack(kind, os.SEEK_SET, LOCK_BYTE, 1, 0)
     hint = "end it first; disks may share an image if all are readonly: kvmpv disk info names who"
     try:
-        fcntl.fcntl(image.fd, F_OFD_SETLK, record)
+        _take(image.fd, kind, LOCK_BYTE)
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             return  # a file system without locks: the worker's flock will tell
         raise device.error("is another domain's disk", hint) from None
+    if image.format == RAW:  # others are opened by QEMU's storage daemon
+        _lock_as_qemu(device, image)
     deadline = time.monotonic() + PATIENCE
     while not _free_of_workers(image):
         if time.monotonic() > deadline:
             raise device.error("is locked by another process", hint)
         time.sleep(PAUSE)
+
+
+def _lock_as_qemu(device: Device, image: Image) -> None:
+    uses = (QEMU_READ,) if image.readonly else (QEMU_READ, QEMU_WRITE)
+    refuses = (QEMU_WRITE, QEMU_RESIZE)
+    for byte in (*(QEMU_USES + n for n in uses), *(QEMU_REFUSES + n for n in refuses)):
+        _take(image.fd, fcntl.F_RDLCK, byte)
+    if device.flag("force"):
+        return
+    for byte in (*(QEMU_REFUSES + n for n in uses), *(QEMU_USES + n for n in refuses)):
+        if _is_locked(image.fd, fcntl.F_WRLCK, byte):
+            hint = "end it first: kvmpv disk info names who; force takes it anyway"
+            raise device.error("is in use by QEMU", hint)
 
 
 def _free_of_workers(image: Image) -> bool:
