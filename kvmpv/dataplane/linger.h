@@ -19,6 +19,7 @@
 #define LINGER_DEEP 32		/* it is tried if one answer in so many left others to be given */
 #define LINGER_STEPS 4		/* requests that in the time of one step would go the prompt way */
 #define LINGER_STEP_MAX_NS 1000000
+#define LINGER_HELD 3		/* steps for which answers are held back while requests come */
 #define LINGER_GIVEN 64		/* answers between two waits, after which the driver is signalled */
 #define LINGER_PAUSE_NS 10000000	/* after it there is nothing to compare with what was before */
 
@@ -35,7 +36,7 @@ struct linger {
 
 	/* Since the thread last waited: */
 	uint32_t taken, given;	/* requests */
-	bool held;		/* there were answers to signal, and more requests came */
+	uint32_t held;		/* steps in which there were answers to signal, and more requests came */
 };
 
 static inline void linger_begin(struct linger *linger, uint64_t now)
@@ -69,8 +70,12 @@ static inline void linger_judge(struct linger *linger, uint64_t now)
 	uint64_t took = now - linger->began, each = took / LINGER_PERIOD;
 
 	if (linger->on) {
-		/* Less than a fourth better is not worth what it does to the single request. */
-		bool better = each * 5 <= linger->prompt_ns * 4;
+		/*
+		 * At first it has to be better by a fourth, or it is not worth what it does to
+		 * the single request; later, not worse, for one period may be unlucky.
+		 */
+		bool first = linger->periods == LINGER_STAY;
+		bool better = each * (first ? 5 : 4) <= linger->prompt_ns * 4;
 
 		if (better && --linger->periods) {
 			linger_begin(linger, now);
@@ -113,9 +118,9 @@ static inline bool linger_is_prompt(const struct linger *linger)
 /* Say, before a step, whether to signal the driver that waits for `unsignalled` answers. */
 static inline bool linger_is_to_signal(struct linger *linger, bool unsignalled)
 {
-	bool now = unsignalled && (!linger->taken || linger->held);
+	bool now = unsignalled && (!linger->taken || linger->held == LINGER_HELD);
 
-	linger->held = unsignalled && !now;
+	linger->held = unsignalled && !now ? linger->held + 1 : 0;
 	return now;
 }
 

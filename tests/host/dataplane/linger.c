@@ -6,11 +6,26 @@
  * linger PERIODS PROMPT_NS LINGER_NS IDLE_PERCENT BUSY
  *	what a request takes each way, how much of a prompt period the disk is idle, and how many
  *	requests each answer leaves to be given.
+ *
+ * linger signal TAKEN...
+ *	requests taken before each step, with answers that wait: whether the driver is signalled.
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "linger.h"
+
+static int signals(char **taken)
+{
+	struct linger linger = { .on = true };
+
+	for (; *taken; taken++) {
+		linger.taken = strtoul(*taken, NULL, 10);
+		puts(linger_is_to_signal(&linger, true) ? "signal" : "hold");
+	}
+	return 0;
+}
 
 int main(int argc, char **argv)
 {
@@ -18,6 +33,8 @@ int main(int argc, char **argv)
 	uint64_t now = 1000000000, each, step;
 	unsigned long periods, prompt, lingering, idle, busy, i;
 
+	if (argc > 2 && !strcmp(argv[1], "signal"))
+		return signals(argv + 2);
 	if (argc != 6)
 		return 2;
 	periods = strtoul(argv[1], NULL, 10);

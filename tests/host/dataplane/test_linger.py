@@ -62,3 +62,18 @@ def test_a_pause_is_not_held_against_the_prompt_way(program: Path) -> None:
 def test_step_has_an_end(program: Path) -> None:
     went = ways(program, 2, MS, MS // 2, 90, 3)
     assert went == [("prompt", MS), ("linger", MS)]
+
+
+@pytest.mark.parametrize(
+    ("taken", "said"),
+    [
+        pytest.param("0", "signal", id="a driver that waits"),
+        pytest.param("5 0", "hold signal", id="one that has come to wait"),
+        pytest.param("5 5 5 5 5", "hold hold hold signal hold", id="one that goes on to offer"),
+    ],
+)
+def test_answers_are_held_back_while_the_driver_offers(
+    program: Path, taken: str, said: str
+) -> None:
+    done = subprocess.run([program, "signal", *taken.split()], capture_output=True, check=True)
+    assert done.stdout.decode().split() == said.split()
