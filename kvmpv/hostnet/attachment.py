@@ -168,9 +168,12 @@ def _connect(card: Attachment, user: users.User, path: str) -> None:
     if spec.kind == "tap":
         card.fds = tap.open_named(spec.target, spec.queues)
         card.tap = spec.target
-        card.mtu = spec.mtu or links.mtu(card.tap)
-        if spec.mtu and spec.mtu > links.mtu(card.tap):
-            links.set_mtu(card.tap, spec.mtu)
+        usual = links.mtu(card.tap)
+        card.mtu = spec.mtu or usual
+        if card.mtu > usual:
+            user.values |= {"tap": card.tap, "usual": str(usual)}
+            users.register(path, user)  # first: who is killed gives it back too
+            links.set_mtu(card.tap, card.mtu)
     else:
         bridge = spec.target
         if spec.kind == "nat":
@@ -218,6 +221,11 @@ def settle(path: str, changed: Sequence[users.User]) -> None:
                 filters.watch(user, path)
             else:
                 filters.unwatch(user["tap"])
+        if user["usual"] and user.fd < 0:
+            try:
+                links.set_mtu(user["tap"], int(user["usual"]))
+            except HostError:
+                pass  # it is gone
 
 
 def _mend(path: str, others: Sequence[users.User]) -> None:

@@ -272,8 +272,12 @@ class Session:
         self._check_inflight(queues, ring_size)
         size = queues * message.inflight_queue_size(ring_size)
         fd = os.memfd_create("kvmpv-inflight", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, size)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, shared.SEALS | fcntl.F_SEAL_SEAL)
+        try:
+            os.ftruncate(fd, size)
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, shared.SEALS | fcntl.F_SEAL_SEAL)
+        except OSError:
+            os.close(fd)
+            raise
         return message.INFLIGHT.pack(size, 0, queues, ring_size), fd
 
     def _set_inflight(self, got: Message) -> None:

@@ -48,6 +48,14 @@ def test_bridge_keeps_its_mtu_whatever_a_card_has(
     assert "fd01::1" in host.ip("-6 address show br1")
 
 
+def test_tap_of_somebody_has_its_own_mtu_back(attach: Attach, host: Namespace) -> None:
+    host.ip("tuntap add t0 mode tap")
+    card = attach("web", "tap=t0,mtu=9000")
+    assert "mtu 9000 " in host.ip("link show t0")
+    host.call(card.release)
+    assert "mtu 1500 " in host.ip("link show t0")
+
+
 def test_card_with_another_mac_is_silent_where_spoofing_is_watched(
     attach: Attach, bridge: str
 ) -> None:
