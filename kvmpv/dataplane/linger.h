@@ -60,8 +60,12 @@ static inline void linger_note_wait(struct linger *linger, uint64_t began, uint6
 {
 	if (!under_way)
 		linger->idle_ns += now - began;
-	if (now - began > LINGER_PAUSE_NS)
+	if (now - began > LINGER_PAUSE_NS) {
+		/* What was measured was another load's; a single request is answered at once. */
+		linger->on = false;
+		linger->periods = 0;
 		linger_begin(linger, now);
+	}
 }
 
 /* Choose the way to go from here. */

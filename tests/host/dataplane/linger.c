@@ -9,6 +9,9 @@
  *
  * linger signal TAKEN...
  *	requests taken before each step, with answers that wait: whether the driver is signalled.
+ *
+ * linger pause NS
+ *	how it goes on after the driver has offered nothing for so long.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,6 +38,12 @@ int main(int argc, char **argv)
 
 	if (argc > 2 && !strcmp(argv[1], "signal"))
 		return signals(argv + 2);
+	if (argc == 3 && !strcmp(argv[1], "pause")) {
+		linger.on = true;
+		linger_note_wait(&linger, now, now + strtoul(argv[2], NULL, 10), 0);
+		puts(linger.on ? "linger" : "prompt");
+		return 0;
+	}
 	if (argc != 6)
 		return 2;
 	periods = strtoul(argv[1], NULL, 10);

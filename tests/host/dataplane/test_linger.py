@@ -59,6 +59,12 @@ def test_a_pause_is_not_held_against_the_prompt_way(program: Path) -> None:
     assert runs(ways(program, 10, 20 * MS, 1_000, 90, 3)) == [("prompt", 10)]
 
 
+@pytest.mark.parametrize(("length", "way"), [(9 * MS, "linger"), (11 * MS, "prompt")])
+def test_what_comes_after_a_pause_goes_the_prompt_way(program: Path, length: int, way: str) -> None:
+    done = subprocess.run([program, "pause", str(length)], capture_output=True, check=True)
+    assert done.stdout.decode().strip() == way
+
+
 def test_step_has_an_end(program: Path) -> None:
     went = ways(program, 2, MS, MS // 2, 90, 3)
     assert went == [("prompt", MS), ("linger", MS)]
