@@ -244,13 +244,20 @@ def _lock(device: Device, image: Image) -> None:
 def _lock_as_qemu(device: Device, image: Image) -> None:
     uses = (QEMU_READ,) if image.readonly else (QEMU_READ, QEMU_WRITE)
     refuses = (QEMU_WRITE, QEMU_RESIZE)
-    for byte in (*(QEMU_USES + n for n in uses), *(QEMU_REFUSES + n for n in refuses)):
-        _take(image.fd, fcntl.F_RDLCK, byte)
+    hint = "end it first: kvmpv disk info names who; force takes it anyway"
+    try:
+        for byte in (*(QEMU_USES + n for n in uses), *(QEMU_REFUSES + n for n in refuses)):
+            _take(image.fd, fcntl.F_RDLCK, byte)
+    except OSError as error:  # QEMU's are all shared: it is somebody who has the whole file
+        if device.flag("force"):
+            return
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise device.error(f"cannot be locked: {error.strerror}", hint) from None
+        raise device.error("is locked by another process", hint) from None
     if device.flag("force"):
         return
     for byte in (*(QEMU_REFUSES + n for n in uses), *(QEMU_USES + n for n in refuses)):
         if _is_locked(image.fd, fcntl.F_WRLCK, byte):
-            hint = "end it first: kvmpv disk info names who; force takes it anyway"
             raise device.error("is in use by QEMU", hint)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import struct
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -61,6 +64,18 @@ def test_what_qemu_writes_to_is_refused_unless_forced(image: Path) -> None:
         assert qemu.has_it
         for options in ([], ["readonly"], ["snapshot=on"]):
             with pytest.raises(BadInput, match="is in use by QEMU"):
+                opened(image, *options)
+        opened(image, "force").close()
+    opened(image).close()
+
+
+def test_what_another_program_has_locked_is_refused_unless_forced(image: Path) -> None:
+    """From its first byte to its last, as by lockf."""
+    with image.open("r+b") as other:
+        whole = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1 << 16, 0)
+        fcntl.fcntl(other, disks.F_OFD_SETLK, whole)
+        for options in ([], ["readonly"]):
+            with pytest.raises(BadInput, match="is locked by another process"):
                 opened(image, *options)
         opened(image, "force").close()
     opened(image).close()
