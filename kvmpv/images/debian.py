@@ -28,6 +28,7 @@ _FORMAT = "1"
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 _PACKAGES = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "resize2fs": "e2fsprogs",
              "e2fsck": "e2fsprogs", "setpriv": "util-linux", "unshare": "util-linux"}  # fmt: skip
+_ISOLATION = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
 _ROOM = 2 << 30  # bytes that a build needs while it runs
 _BLOCK = 4096
 _SPARE = 64 << 20
@@ -216,8 +217,7 @@ def _bootstrap(wanted: Recipe, room: Path, job: Job) -> None:
     command = [
         # The build ends with whoever wanted it, at once: asked to, mmdebstrap goes on. So do its
         # mounts (this host's /dev/shm is one), which a sweep would walk into.
-        "setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child",
-        "env", f"TMPDIR={room}", *proxies,
+        "setpriv", "--pdeathsig", "KILL", *_isolation(), "env", f"TMPDIR={room}", *proxies,
         "mmdebstrap", "--mode=root", "--variant=minbase", "--verbose",
         # apt would give its rights away to a user who cannot read our folder.
         "--aptopt=APT::Sandbox::User \"root\"",
@@ -227,6 +227,15 @@ def _bootstrap(wanted: Recipe, room: Path, job: Job) -> None:
     if job.run(command, room, count=True):
         job.raise_if_full()
         raise HostError(f"mmdebstrap failed: {reason(job.tail(400))}", hint=f"log: {job.log}")
+
+
+def _isolation() -> tuple[str, ...]:
+    """Return what gives a command namespaces of its own.
+
+    Nothing where root may not have any, as in a container: mmdebstrap mounts nothing there.
+    """
+    may = subprocess.run([*_ISOLATION, "true"], capture_output=True, check=False)
+    return () if may.returncode else _ISOLATION
 
 
 _REASONS = ("Could not resolve", "Temporary failure", "Could not connect", "Unable to connect",

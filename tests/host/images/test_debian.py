@@ -48,14 +48,16 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def start(place: Path, *more: str, **variables: str) -> subprocess.Popen[str]:
+def start(
+    place: Path, *more: str, prefix: tuple[str, ...] = (), **variables: str
+) -> subprocess.Popen[str]:
     settings = {"RECORD": str(place / "record")} | variables
     lines = [f"{name}={shlex.quote(value)}\n" for name, value in settings.items()]
     (place / "tools/settings").write_text("".join(lines))
     path = f"{place}/tools:{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "XDG_CACHE_HOME": str(place / "cache")}
     return subprocess.Popen(
-        [KVMPV, "image", "build", "debian", *more],
+        [*prefix, KVMPV, "image", "build", "debian", *more],
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -117,6 +119,12 @@ def test_copy_has_no_name_before_it_is_whole(
     assert seen == [[]]
     assert os.listdir(target.parent) == ["d.img"]
     fsck(target)
+
+
+def test_container_that_may_not_mount_builds_too(place: Path) -> None:
+    kept = Path(end(start(place, prefix=("setpriv", "--bounding-set", "-sys_admin")))[0].strip())
+    assert left(place) == [kept.name]
+    fsck(kept)
 
 
 def test_two_builds_at_once_are_one(place: Path) -> None:
