@@ -57,8 +57,8 @@ def for_forwarding() -> dict[str, str]:
 
     A host that forwards IPv6 takes no more router advertisements on interfaces with accept_ra 1,
     and so would lose its own default route: there it must be 2. And the kernel changes more than
-    it is told (inet_forward_change, addrconf_forward_change): each interface's own forwarding, and
-    whether redirects are taken.
+    it is told (inet_forward_change, addrconf_forward_change): each interface's own forwarding, that
+    of new ones, and whether redirects are taken.
     """
     old = {}
     if get(IPV4) == "0":
@@ -74,11 +74,11 @@ def for_forwarding() -> dict[str, str]:
 
 
 def _of_interfaces(folder: str, name: str) -> dict[str, str]:
-    """Return the settings of that name which are 1 for an interface alone."""
+    """Return the settings of that name which are 1 for an interface alone, or for new ones."""
     keys = [
         f"{folder}/{interface}/{name}"
         for interface in sorted(os.listdir(f"{ROOT}/{folder}"))
-        if interface not in ("all", "default", "lo")
+        if interface not in ("all", "lo") and (interface, name) != ("default", "accept_ra")
     ]
     return {key: "1" for key in keys if get(key) == "1"}
 

@@ -314,9 +314,11 @@ def test_settings_that_forwarding_takes_along_are_put_back(
     keys = (
         "ipv4.conf.all.accept_redirects",
         "ipv4.conf.up0.forwarding",
+        "ipv4.conf.default.forwarding",
         "ipv6.conf.up0.forwarding",
+        "ipv6.conf.default.forwarding",
     )
-    before = ["0", "1", "1"]
+    before = ["0", "1", "1", "1", "1"]
     for key, value in zip(keys, before, strict=True):
         host.run("sysctl", "-w", f"net.{key}={value}")
     host.call(attach("web", "nat").release)
