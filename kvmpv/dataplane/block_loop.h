@@ -480,7 +480,7 @@ static inline int64_t loop_timeout(const struct block_queue *queue)
 static inline void loop_sleep(struct block_queue *queue)
 {
 	uint64_t began = now_ns(), woke;
-	uint32_t under_way = queue->under_way;
+	uint32_t busy = queue->busy;
 	bool polled = false;
 
 	if (loop_linger(queue, began))
@@ -506,7 +506,7 @@ static inline void loop_sleep(struct block_queue *queue)
 	if (!queue->ring.fault)
 		vring_disable_kicks(&queue->ring);
 	woke = now_ns();
-	linger_note_wait(&queue->linger, began, woke, under_way);
+	linger_note_wait(&queue->linger, began, woke, busy);
 	loop_adapt(queue, woke - began, polled);
 }
 

@@ -21,6 +21,7 @@
 #define LINGER_STEP_MAX_NS 1000000
 #define LINGER_HELD 3		/* steps for which answers are held back while requests come */
 #define LINGER_GIVEN 64		/* answers between two waits, after which the driver is signalled */
+#define LINGER_EMPTY 8		/* steps in which nothing came, after which it waits for the disk */
 #define LINGER_PAUSE_NS 10000000	/* after it there is nothing to compare with what was before */
 
 struct linger {
@@ -37,6 +38,7 @@ struct linger {
 	/* Since the thread last waited: */
 	uint32_t taken, given;	/* requests */
 	uint32_t held;		/* steps in which there were answers to signal, and more requests came */
+	uint32_t empty;		/* steps in which nothing came, in a row */
 };
 
 static inline void linger_begin(struct linger *linger, uint64_t now)
@@ -54,24 +56,27 @@ static inline void linger_note_answer(struct linger *linger, uint32_t busy)
 	linger->deep += busy > 0;
 }
 
-/* Note that the thread waited, with requests `under_way`. */
+/*
+ * Note that the thread waited, with `busy` requests to be answered. After a pause it goes the
+ * prompt way, whatever it went: of a driver that pauses again and again no period is ever whole.
+ */
 static inline void linger_note_wait(struct linger *linger, uint64_t began, uint64_t now,
-				     uint32_t under_way)
+				     uint32_t busy)
 {
-	if (!under_way)
+	if (!busy)
 		linger->idle_ns += now - began;
-	if (now - began > LINGER_PAUSE_NS) {
-		/* What was measured was another load's; a single request is answered at once. */
-		linger->on = false;
+	if (now - began <= LINGER_PAUSE_NS)
+		return;
+	if (linger->on)
 		linger->periods = 0;
-		linger_begin(linger, now);
-	}
+	linger->on = false;
+	linger_begin(linger, now);
 }
 
 /* Choose the way to go from here. */
 static inline void linger_judge(struct linger *linger, uint64_t now)
 {
-	uint64_t took = now - linger->began, each = took / LINGER_PERIOD;
+	uint64_t took = now - linger->began, each = took / linger->answers;
 
 	if (linger->on) {
 		/*
@@ -107,7 +112,11 @@ static inline uint64_t linger_step(struct linger *linger, uint64_t now, uint32_t
 
 	if (linger->answers >= LINGER_PERIOD)
 		linger_judge(linger, now);
-	if (!linger->on || (!linger->taken && !linger->given && !under_way))
+	if (!linger->on)
+		return 0;
+	if (linger->taken || linger->given)
+		linger->empty = 0;
+	else if (!under_way || ++linger->empty > LINGER_EMPTY)
 		return 0;
 	step = LINGER_STEPS * linger->prompt_ns;
 	return step < LINGER_STEP_MAX_NS ? step : LINGER_STEP_MAX_NS;

@@ -22,9 +22,9 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def ways(program: Path, periods: int, *load: int) -> list[tuple[str, int]]:
+def ways(program: Path, periods: int, *load: int, together: int = 1) -> list[tuple[str, int]]:
     """Return the way each period went, with the step in ns that followed."""
-    argv = [str(program), str(periods), *map(str, load)]
+    argv = [str(program), str(periods), *map(str, load), str(together)]
     said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     return [(way, int(step)) for way, step in (line.split() for line in said.splitlines())]
 
@@ -46,6 +46,12 @@ def test_it_is_given_up_where_it_is_not_much_better(program: Path) -> None:
     assert runs(went) == [("prompt", 1), ("linger", 1), ("prompt", REST + 1), ("linger", 1)]
 
 
+def test_answers_that_come_together_all_count(program: Path) -> None:
+    """A period ends with a step: more requests are answered in it than it takes."""
+    went = ways(program, STAY + 1, 20_000, 15_000, 60, 3, together=96)
+    assert runs(went) == [("prompt", 1), ("linger", STAY)]
+
+
 @pytest.mark.parametrize(
     ("idle", "busy"),
     [pytest.param(40, 3, id="a busy disk"), pytest.param(90, 0, id="one request at a time")],
@@ -59,10 +65,17 @@ def test_a_pause_is_not_held_against_the_prompt_way(program: Path) -> None:
     assert runs(ways(program, 10, 20 * MS, 1_000, 90, 3)) == [("prompt", 10)]
 
 
-@pytest.mark.parametrize(("length", "way"), [(9 * MS, "linger"), (11 * MS, "prompt")])
-def test_what_comes_after_a_pause_goes_the_prompt_way(program: Path, length: int, way: str) -> None:
-    done = subprocess.run([program, "pause", str(length)], capture_output=True, check=True)
-    assert done.stdout.decode().strip() == way
+def test_it_ends_with_a_pause(program: Path) -> None:
+    """Else it went on for ever with a driver of whose requests no period is ever whole."""
+    argv = [str(program), "wait", str(MS), str(20 * MS), str(MS)]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert said.split() == ["linger", "prompt", "prompt"]
+
+
+def test_disk_that_does_nothing_is_waited_for(program: Path) -> None:
+    """By the clock, that would take a processor for as long as it hangs."""
+    said = subprocess.run([program, "stuck", "1000"], capture_output=True, check=True).stdout
+    assert int(said) < 10
 
 
 def test_step_has_an_end(program: Path) -> None:
