@@ -535,15 +535,16 @@ static inline void loop_say_quiet(struct block_queue *queue, bool quiet)
 static inline void loop_run(struct block_queue *queue)
 {
 	for (;;) {
-		bool any = loop_reap(queue);
+		bool any = loop_reap(queue), drain;
 
 		any |= loop_take(queue);
 		vring_publish(&queue->ring);
-		if (linger_is_prompt(&queue->linger) || loop_is_to_drain(queue))
+		drain = loop_is_to_drain(queue);	/* once: who ends has signalled */
+		if (linger_is_prompt(&queue->linger) || drain)
 			loop_signal(queue);
 		if (seldom(queue->ring.fault && !queue->fault_told))
 			loop_tell_fault(queue);
-		if (seldom(loop_is_to_drain(queue))) {
+		if (seldom(drain)) {
 			if (loop_flag(&queue->stop) && !queue->busy && !loop_may_replay(queue))
 				return;
 			loop_say_quiet(queue, !queue->busy);
