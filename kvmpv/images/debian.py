@@ -28,6 +28,7 @@ _FORMAT = "1"
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 _PACKAGES = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "resize2fs": "e2fsprogs",
              "e2fsck": "e2fsprogs", "setpriv": "util-linux", "unshare": "util-linux"}  # fmt: skip
+_MORTAL = ("setpriv", "--pdeathsig", "KILL")
 _ISOLATION = ("unshare", "--mount", "--pid", "--fork", "--kill-child")
 _ROOM = 2 << 30  # bytes that a build needs while it runs
 _BLOCK = 4096
@@ -216,8 +217,10 @@ def _bootstrap(wanted: Recipe, room: Path, job: Job) -> None:
     proxies = [f"{name}={os.environ[name]}" for name in _PROXIES if name in os.environ]
     command = [
         # The build ends with whoever wanted it, at once: asked to, mmdebstrap goes on. So do its
-        # mounts (this host's /dev/shm is one), which a sweep would walk into.
-        "setpriv", "--pdeathsig", "KILL", *_isolation(), "env", f"TMPDIR={room}", *proxies,
+        # mounts (this host's /dev/shm is one), which a sweep would walk into. Asked to end, the
+        # shell does, and what it has started dies with it.
+        *_MORTAL, "sh", "-c", '"$@"; exit $?', "sh", *_MORTAL, *_isolation(),
+        "env", f"TMPDIR={room}", *proxies,
         "mmdebstrap", "--mode=root", "--variant=minbase", "--verbose",
         # apt would give its rights away to a user who cannot read our folder.
         "--aptopt=APT::Sandbox::User \"root\"",

@@ -29,7 +29,7 @@ echo x >>"$RECORD"
 [ -z "$FAIL" ] || { echo "$FAIL"; exit 25; }
 mkdir -p "$root/etc" "$root/usr/bin" "$root/var" "$root/dev"
 [ -z "$HANG" ] || {
-    trap : TERM  # as the real one, which waits for its children first
+    trap '' TERM  # as the real one, which waits for its children first
     mount -t tmpfs none "$root/dev"
     read -r pid _ </proc/self/stat  # not $$, which a namespace has of its own
     echo "$pid" >"$HANG.new"; mv "$HANG.new" "$HANG"; sleep 600; exit 1
