@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-import struct
 
+from kvmpv import ofd
 from kvmpv.errors import HostError
 from kvmpv.hostnet import tools
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from typing import Final, Self
 
 RECORD: Final = "network"  # what says, in the folder, what the NAT network consists of
-FLOCK: Final = struct.Struct("hhqqi4x")  # struct flock
-F_OFD_GETLK: Final = 36
-F_OFD_SETLK: Final = 37
 REMEDY: Final = "set KVMPV_RUN_DIR to a folder of yours"
 
 
@@ -115,7 +112,7 @@ def register(path: str, user: User) -> None:
         # Locked before anybody sees it. Nobody has this kind of lock who may not write to the file.
         new = f"{path}/{user.file}.new"
         user.fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.fcntl(user.fd, F_OFD_SETLK, _record())
+        ofd.take(user.fd, fcntl.F_WRLCK)
         os.fchmod(user.fd, 0o644)
         os.rename(new, f"{path}/users/{user.file}")
     text = "".join(f"{key}={value}\n" for key, value in user.values.items())
@@ -162,7 +159,7 @@ def _read(path: str, name: str) -> tuple[User, bool] | None:
         return None
     try:
         text = os.read(fd, 1 << 16).decode(errors="replace")
-        lives = FLOCK.unpack(fcntl.fcntl(fd, F_OFD_GETLK, _record()))[0] == fcntl.F_WRLCK
+        lives = ofd.conflicts(fd, fcntl.F_RDLCK)
     finally:
         os.close(fd)
     values = {}
@@ -171,11 +168,6 @@ def _read(path: str, name: str) -> tuple[User, bool] | None:
         values[key] = value
     domain, _, index = name.rpartition(":")
     return User(domain, int(index) if index.isdigit() else 0, values), lives
-
-
-def _record() -> bytes:
-    """Return the record of a lock of all of a file by an open file description (fcntl(2))."""
-    return FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 def _make(path: str) -> None:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import struct
 import time
 
+from kvmpv import ofd
 from kvmpv.errors import BadInput, HostError
 from kvmpv.hostdev import disks as host_disks
 from kvmpv.hostdev.formats import HEAD, RAW, format_of
@@ -32,9 +32,6 @@ S_IFREG: Final = 0o100000
 QCOW2_LEAST: Final = 112  # bytes, QCowHeader
 LARGEST: Final = 1 << 62  # bytes
 LOCK_BYTE: Final = 0x4B505600_0000  # no image is as long
-FLOCK: Final = struct.Struct("hhqqi4x")
-F_OFD_GETLK: Final = 36
-F_OFD_SETLK: Final = 37
 # QEMU's (raw_apply_lock_bytes in its block/file-posix.c): a shared lock of the byte QEMU_USES + n
 # for the permission n that one has, of QEMU_REFUSES + n for one that nobody else may have.
 QEMU_USES: Final = 100
@@ -207,27 +204,18 @@ def _is_anothers(path: str, readonly: bool) -> bool:
     except OSError:
         return False
     try:
-        return _is_locked(fd, fcntl.F_RDLCK if readonly else fcntl.F_WRLCK, LOCK_BYTE)
+        return ofd.conflicts(fd, fcntl.F_RDLCK if readonly else fcntl.F_WRLCK, LOCK_BYTE, 1)
     except OSError:
         return False  # a file system without locks
     finally:
         os.close(fd)
 
 
-def _is_locked(fd: int, kind: int, byte: int) -> bool:
-    record = fcntl.fcntl(fd, F_OFD_GETLK, FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
-    return bool(FLOCK.unpack(record)[0] != fcntl.F_UNLCK)
-
-
-def _take(fd: int, kind: int, byte: int) -> None:
-    fcntl.fcntl(fd, F_OFD_SETLK, FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
-
-
 def _lock(device: Device, image: Image) -> None:
     kind = fcntl.F_RDLCK if image.readonly else fcntl.F_WRLCK
     hint = "end it first; disks may share an image if all are readonly: kvmpv disk info names who"
     try:
-        _take(image.fd, kind, LOCK_BYTE)
+        ofd.take(image.fd, kind, LOCK_BYTE, 1)
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             return  # a file system without locks: the worker's flock will tell
@@ -247,7 +235,7 @@ def _lock_as_qemu(device: Device, image: Image) -> None:
     hint = "end it first: kvmpv disk info names who; force takes it anyway"
     try:
         for byte in (*(QEMU_USES + n for n in uses), *(QEMU_REFUSES + n for n in refuses)):
-            _take(image.fd, fcntl.F_RDLCK, byte)
+            ofd.take(image.fd, fcntl.F_RDLCK, byte, 1)
     except OSError as error:  # QEMU's are all shared: it is somebody who has the whole file
         if device.flag("force"):
             return
@@ -257,7 +245,7 @@ def _lock_as_qemu(device: Device, image: Image) -> None:
     if device.flag("force"):
         return
     for byte in (*(QEMU_REFUSES + n for n in uses), *(QEMU_USES + n for n in refuses)):
-        if _is_locked(image.fd, fcntl.F_WRLCK, byte):
+        if ofd.conflicts(image.fd, fcntl.F_WRLCK, byte, 1):
             raise device.error("is in use by QEMU", hint)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from kvmpv import ofd
 from kvmpv.toolstack import disks
 from tests.kvm.command import IN_BOX, Command, once
 from tests.kvm.refguest import firmware
@@ -119,8 +120,7 @@ def test_device_that_cannot_be_costs_one_line(case: str, files: Path, command: C
 def test_image_of_another_domain_is_refused(files: Path, command: Command) -> None:
     image = os.open(files / "good", os.O_RDWR)
     try:
-        record = disks.FLOCK.pack(fcntl.F_WRLCK, 0, disks.LOCK_BYTE, 1, 0)
-        fcntl.fcntl(image, disks.F_OFD_SETLK, record)
+        ofd.take(image, fcntl.F_WRLCK, disks.LOCK_BYTE, 1)
         for options in ("", ",readonly", ",snapshot=on"):
             line = refused(command, "--disk", f"{files}/good{options}")
             assert f"--disk {files}/good: is another domain's disk (end it first" in line
@@ -162,8 +162,7 @@ def test_loop_device_over_another_domains_image_is_refused(
     files: Path, command: Command, loop: str
 ) -> None:
     with (files / "good").open("r+b") as image:
-        record = disks.FLOCK.pack(fcntl.F_WRLCK, 0, disks.LOCK_BYTE, 1, 0)
-        fcntl.fcntl(image, disks.F_OFD_SETLK, record)
+        ofd.take(image.fileno(), fcntl.F_WRLCK, disks.LOCK_BYTE, 1)
         line = refused(command, "--disk", loop)
     assert f"--disk {loop}: the file behind it is another domain's disk (end it first" in line
 

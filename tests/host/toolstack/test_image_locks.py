@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fcntl
-import os
-import struct
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
+from kvmpv import ofd
 from kvmpv.errors import BadInput
 from kvmpv.toolstack import devices, disks
 
@@ -72,8 +71,7 @@ def test_what_qemu_writes_to_is_refused_unless_forced(image: Path) -> None:
 def test_what_another_program_has_locked_is_refused_unless_forced(image: Path) -> None:
     """From its first byte to its last, as by lockf."""
     with image.open("r+b") as other:
-        whole = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1 << 16, 0)
-        fcntl.fcntl(other, disks.F_OFD_SETLK, whole)
+        ofd.take(other.fileno(), fcntl.F_WRLCK, 0, 1 << 16)
         for options in ([], ["readonly"]):
             with pytest.raises(BadInput, match="is locked by another process"):
                 opened(image, *options)
