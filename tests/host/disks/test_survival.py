@@ -13,6 +13,7 @@ from kvmpv.dataplane.ring import log_bytes
 from kvmpv.virtio import spec
 from tests.host.disks.disk import MIB, SECTOR, Disk, image, on, pattern
 from tests.host.disks.slow import slow_writes
+from tests.unit.vhostuser.driver import readable
 from tests.waiting import until
 
 if TYPE_CHECKING:
@@ -51,6 +52,18 @@ def test_requests_in_flight_are_replayed_once(tmp_path: Path) -> None:
         for number in range(20):
             assert disk.read(8 * number, BLOCK) == pattern(number + 1)
         assert in_flight(disk) == 0
+
+
+def test_successor_signals_what_its_predecessor_may_not_have(tmp_path: Path) -> None:
+    """The answer is there, and its signal is not: nothing else would make the driver look."""
+    with Disk(tmp_path, on(image(tmp_path))) as disk:
+        ring = disk.rings[0]
+        disk.post(IN, 0, SECTOR)
+        assert readable(ring.call, 10)
+        disk.kill()
+        os.eventfd_read(ring.call)  # as if it had died before that
+        disk.start()
+        assert readable(ring.call, 10)
 
 
 def test_reads_in_flight_are_replayed_in_their_order(tmp_path: Path) -> None:
