@@ -79,3 +79,8 @@ class LostBox(KvmpvError):
     def __init__(self, message: str, *, console: str = "") -> None:
         super().__init__(message, hint=f"its console: {console}" if console else "")
         self.console = console
+
+
+def printable(text: str) -> str:
+    """Return a text as one line without control characters: a guest, or a path, may have any."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

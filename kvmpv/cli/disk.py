@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from kvmpv.cli.main import printable
+from kvmpv.errors import printable
 from kvmpv.images import disk, disk_use
 from kvmpv.toolstack.config import parse_size
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 
-from kvmpv.errors import BadInput, KvmpvError
+from kvmpv.errors import BadInput, KvmpvError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -79,8 +79,3 @@ def guarded(command: Callable[[], object]) -> int:
 def _drop_output() -> None:
     """Have the interpreter not complain at its exit of what it cannot write."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-
-
-def printable(text: str) -> str:
-    """Return a text as one line that tells a terminal nothing: a path may have anything in it."""
-    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)

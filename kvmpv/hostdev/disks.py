@@ -82,18 +82,24 @@ def use_of_device(path: str) -> str:
 
 def use_of_file(path: str) -> str:
     """Say what loop device of the host has a file (or a device) behind it; nothing where none."""
+    loops = loops_over(path)
+    if not loops:
+        return ""
+    where = _mounted_on(_number(f"{SYS_LOOPS}/{loops[0]}/dev"))
+    return f"the loop device /dev/{loops[0]}" + (f", mounted on {where}" if where else "")
+
+
+def loops_over(path: str) -> list[str]:
+    """Return the names of the host's loop devices that have a file (or a device) behind them."""
     try:
         names = [name for name in os.listdir(SYS_LOOPS) if name.startswith("loop")]
     except OSError:
-        return ""
+        return []
     real = os.path.realpath(path)
-    for name in sorted(names):
-        backing = _read(f"{SYS_LOOPS}/{name}/loop/backing_file")
-        if backing and (backing == real or is_same_file(backing, real)):
-            device = f"/dev/{name}"
-            where = _mounted_on(_number(f"{SYS_LOOPS}/{name}/dev"))
-            return f"the loop device {device}" + (f", mounted on {where}" if where else "")
-    return ""
+    behind = {name: _read(f"{SYS_LOOPS}/{name}/loop/backing_file") for name in sorted(names)}
+    return [
+        name for name, file in behind.items() if file and (file == real or _is_same(file, real))
+    ]
 
 
 def file_behind(number: int) -> str:
@@ -102,7 +108,7 @@ def file_behind(number: int) -> str:
     return _read(f"{folder}/loop/backing_file") or _read(f"{folder}/../loop/backing_file")
 
 
-def is_same_file(path: str, other: str) -> bool:
+def _is_same(path: str, other: str) -> bool:
     """Say whether two paths lead to one file, as hard links and bind mounts do."""
     try:
         return os.path.samefile(path, other)

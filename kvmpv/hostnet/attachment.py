@@ -133,7 +133,8 @@ def attach(domain: str, index: int, spec: NetSpec) -> Attachment:
         raise BadInput(f"{spec.kind} needs no tap", hint="nat, bridge=NAME and tap=NAME do")
     spec.mac = spec.mac or mac_for(domain, index)
     with users.Lock() as lock:
-        for other in (others := _sweep(lock.path)):
+        others = _sweep(lock.path)
+        for other in others:
             if (other.domain, other.index) == (domain, index):
                 hint = "give each domain its own name"
                 raise BadInput(f"the domain {domain} has a card {index} by now", hint=hint)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvmpv.errors import BadInput
-from kvmpv.hostdev.disks import is_same_file
+from kvmpv.hostdev.disks import loops_over
 from kvmpv.hostdev.formats import HEAD, format_of
 
 _PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
@@ -101,7 +101,7 @@ def _probe(path: Path, found: Image) -> None:
 def users(path: Path) -> list[str]:
     """Name those who use the image: domains and processes that have it locked, mounts."""
     state = path.stat()
-    found = _mounts(state) + _loops(path)
+    found = _mounts(state) + [f"loop device /dev/{name}" for name in loops_over(str(path))]
     holders, hidden = _lock_holders(state)
     if hidden or (not holders and _locked(path)):
         holders = holders or _openers(state)
@@ -181,16 +181,3 @@ def _mounts(state: os.stat_result) -> list[str]:
     device = f"{os.major(state.st_rdev)}:{os.minor(state.st_rdev)}"
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     return [f"mounted on {line.split()[4]}" for line in lines if line.split()[2] == device]
-
-
-def _loops(path: Path) -> list[str]:
-    real = str(path.resolve())
-    found = []
-    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
-        try:
-            text = backing.read_text().rstrip("\n")
-        except OSError:
-            continue
-        if text == real or is_same_file(text, real):
-            found.append(f"loop device /dev/{backing.parts[3]}")
-    return found

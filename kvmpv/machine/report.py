@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvmpv.errors import KvmError
+from kvmpv.errors import KvmError, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,11 +30,6 @@ STUMBLES: Final = (
     (b"\x0f\xc7", "cx16"),
 )
 PREFIXES: Final = frozenset((0x66, 0xF0, 0xF2, 0xF3, *range(0x40, 0x50)))
-
-
-def printable(text: str) -> str:
-    """Return a text as one line without control characters: a guest may have chosen it."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def feature_to_hide(code: bytes) -> str:

@@ -14,7 +14,7 @@ import time
 
 from kvmpv import abi, memory
 from kvmpv._rest import QUIET, rest
-from kvmpv.errors import HostError, KvmpvError
+from kvmpv.errors import HostError, KvmpvError, printable
 from kvmpv.hypercall.events import EventChannels
 from kvmpv.hypercall.ports import READABLE, WRITABLE, Port, Ports
 from kvmpv.hypercall.requests import Requests
@@ -298,7 +298,7 @@ def _port(fd: int) -> Port:
 
 def _facts(kind: str, message: str, **more: int) -> bytes:
     """Return what the end's file holds; the message may be a guest's, and stays one line."""
-    lines = [f"kind={kind}", f"message={report.printable(message)}"]
+    lines = [f"kind={kind}", f"message={printable(message)}"]
     lines += [f"stat.{key}={value}" for key, value in more.items()]
     return "\n".join([*lines, ""]).encode()
 

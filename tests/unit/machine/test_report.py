@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmpv.machine.report import feature_to_hide, printable
+from kvmpv.errors import printable
+from kvmpv.machine.report import feature_to_hide
 
 
 @given(st.text())
