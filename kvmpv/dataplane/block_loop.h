@@ -400,9 +400,8 @@ static inline bool loop_linger(struct block_queue *queue, uint64_t now)
 {
 	struct linger *linger = &queue->linger;
 	struct timespec step = { 0 };
-	uint32_t under_way = queue->under_way;
 
-	step.tv_nsec = linger_step(linger, now, under_way);
+	step.tv_nsec = linger_step(linger, now, queue->under_way);
 	if (usually(!step.tv_nsec) || queue->delayed || queue->ring.fault || loop_is_to_drain(queue)) {
 		linger->taken = linger->given = 0;
 		return false;
@@ -490,7 +489,7 @@ static inline void loop_sleep(struct block_queue *queue)
 	if (queue->poll_ns && !queue->under_way && !queue->delayed) {
 		if (loop_poll(queue, began)) {
 			queue->poll_misses = 0;
-			linger_note_wait(&queue->linger, began, now_ns(), 0);
+			linger_note_wait(&queue->linger, began, now_ns(), busy);
 			return;
 		}
 		polled = true;

@@ -35,8 +35,7 @@ struct linger {
 	uint32_t answers;
 	uint32_t deep;		/* of these, how many left others to be given */
 
-	/* Since the thread last waited: */
-	uint32_t taken, given;	/* requests */
+	uint32_t taken, given;	/* requests, since the thread last waited */
 	uint32_t held;		/* steps in which there were answers to signal, and more requests came */
 	uint32_t empty;		/* steps in which nothing came, in a row */
 };

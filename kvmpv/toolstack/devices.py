@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SECTOR: Final = 512
 QUEUES_MAX: Final = 16
 LIMIT_MAX: Final = 10**15  # a second: as much as qemu-storage-daemon takes
-NULL_MAX: Final = 1 << 62
+DISK_MAX: Final = 1 << 62  # bytes
 SERIAL_MAX: Final = 20  # bytes, virtio 1.2, 5.2.6.1
 TAG_MAX: Final = 36  # bytes, virtio 1.2, 5.11.4
 CID_FIRST: Final = 3  # 0 to 2 have meanings, virtio 1.2, 5.10.4
@@ -148,7 +148,7 @@ def disk(given: object) -> Device:
     _check_limits(device, (("iops", "iops_burst"), ("bps", "bps_burst")))
     if device.source == "null":
         size = _size(device)
-        if not 0 < size <= NULL_MAX or size % SECTOR:
+        if not 0 < size <= DISK_MAX or size % SECTOR:
             raise device.error("no size of a disk", f"a multiple of {SECTOR} is: null:1G")
     if device.source == "vhost-user":
         _refuse(device, set(DISK.fields) - {"loss", "queues"}, "that is its backend's to say")

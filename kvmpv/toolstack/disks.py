@@ -16,6 +16,7 @@ from kvmpv import ofd
 from kvmpv.errors import BadInput, HostError
 from kvmpv.hostdev import disks as host_disks
 from kvmpv.hostdev.formats import HEAD, RAW, format_of
+from kvmpv.toolstack.devices import DISK_MAX, SECTOR
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,14 +24,12 @@ if TYPE_CHECKING:
 
     from kvmpv.toolstack.devices import Device
 
-SECTOR: Final = 512
 S_IFMT: Final = 0o170000
 S_IFDIR: Final = 0o040000
 S_IFBLK: Final = 0o060000
 S_IFREG: Final = 0o100000
 
 QCOW2_LEAST: Final = 112  # bytes, QCowHeader
-LARGEST: Final = 1 << 62  # bytes
 LOCK_BYTE: Final = 0x4B505600_0000  # no image is as long
 # QEMU's (raw_apply_lock_bytes in its block/file-posix.c): a shared lock of the byte QEMU_USES + n
 # for the permission n that one has, of QEMU_REFUSES + n for one that nobody else may have.
@@ -74,7 +73,7 @@ class Image:
         if self.block or self.readonly:
             raise device.error("its size is not ours to change", "grow it yourself, then tell us")
         block = device.number("logical") or SECTOR
-        if not self.size <= size <= LARGEST or size % block:
+        if not self.size <= size <= DISK_MAX or size % block:
             raise device.error(
                 f"{size} bytes are less than it has, no multiple of {block}, or too many",
                 f"it has {self.size}",
